@@ -1,0 +1,35 @@
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTEST_ARGS ?= -n 2
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade 'pip>=25.1'
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e . --group dev
+	$(PY) -m pip install -q --no-deps rapidocr-onnxruntime==1.4.4 silero-vad==6.2.3  # models for tests; their own dependencies would replace onnxruntime-gpu and torch
+	touch $@
+
+setup: $(VENV)/.ready ## make .venv with the project and its tools
+
+demo: setup ## the main job on a real network, start to end
+	$(VENV)/bin/onnxslim-kd export mobilenet_v2 -o demo/mobilenet_v2.onnx --force
+	$(VENV)/bin/onnxslim-kd prune demo/mobilenet_v2.onnx --pattern '.*[r|d]_weights' --ratio 0.5 -o demo/pruned.onnx --force
+
+lint: setup ## ruff and mypy
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: setup ## the tests
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: lint test ## everything that must hold before a change lands
+
+slow: setup ## the long tests
+	$(PY) -m pytest -m slow
+
+.PHONY: help setup demo lint test check slow bench

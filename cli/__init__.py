@@ -1,0 +1,66 @@
+"""The command line: one file per command; parse, one library call, print."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from onnxslim_kd.errors import OnnxSlimError
+
+# name -> what `onnxslim-kd --help` says of it; the module is onnxslim_kd.cli.<name with _>, and
+# it is imported only when its command runs, for onnxruntime and torch take seconds.
+COMMANDS = {
+    "inspect": "List parameters, groups, shapes and costs of a model.",
+    "prune": "Remove whole channels of chosen parameters, with proof.",
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(f"onnxslim_kd.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error made on purpose ends in one sentence."""
+        try:
+            return super().invoke(ctx)
+        except OnnxSlimError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(version("onnxslim-kd"), prog_name="onnxslim-kd")
+def main(debug: bool) -> None:
+    """Make an ONNX model smaller and faster without its source code: ONNX in, ONNX out."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run the command line with ``arguments``, for examples and tests."""
+    main.main(args=list(arguments), prog_name="onnxslim-kd", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""ONNX Runtime sessions: the provider that really runs, and inputs to feed.
+
+onnxruntime is imported on first use, for it costs more than everything else at start-up.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import ModelError, OperationError, UserError
+
+Array = np.ndarray[Any, Any]
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+class Session:
+    """A model ready to run on one provider.
+
+    Args:
+        source: A path or a model.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; another provider than this one is an error,
+            never a silent fallback.
+        threads: Threads inside an operator; 0 lets the runtime choose.
+        optimise: False runs the graph as written.
+
+    Raises:
+        UserError: The provider is not available here.
+        ModelError: The runtime refuses the model.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | ir.Model,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        optimise: bool = True,
+        profile_prefix: str | None = None,
+    ) -> None:
+        ort = _onnxruntime()
+        wanted = PROVIDERS.get(provider)
+        if wanted is None:
+            raise UserError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        )
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        if wanted not in ort.get_available_providers():
+            raise UserError(f"provider {provider} is not in this onnxruntime build")
+        try:
+            self._session = self._open(ort, source, options, wanted)
+        except Exception as error:  # onnxruntime's own errors share no public base
+            raise ModelError(f"ONNX Runtime refuses the model: {error}") from error
+        ran = self._session.get_providers()[0]
+        if ran != wanted:
+            raise UserError(f"provider {provider} was asked for but {ran} would run; no GPU here?")
+        self.provider = provider
+        self.inputs = self._session.get_inputs()
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    @staticmethod
+    def _open(
+        ort: Any, source: str | os.PathLike[str] | ir.Model, options: Any, provider: str
+    ) -> Any:
+        if not isinstance(source, ir.Model):
+            return ort.InferenceSession(os.fspath(source), options, providers=[provider])
+        if model_io.weight_bytes(source) <= model_io.TWO_GB:
+            with model_io.embedded(source):
+                data = ir.serde.serialize_model(source).SerializeToString()
+            return ort.InferenceSession(data, options, providers=[provider])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            model_io.save(source, path, external_data=True)
+            return ort.InferenceSession(os.fspath(path), options, providers=[provider])
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return the outputs (all, or those named) for ``feeds``.
+
+        Raises:
+            OperationError: The runtime failed while running.
+        """
+        names = list(outputs) if outputs is not None else self.outputs
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise OperationError(f"ONNX Runtime failed while running: {error}") from error
+
+    def end_profiling(self) -> Path:
+        """Stop profiling and return the trace's path."""
+        return Path(self._session.end_profiling())
+
+
+def _onnxruntime() -> Any:
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(3)  # no warning storm on machines without a GPU
+    return ort
+
+
+def random_feeds(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]], *, seed: int = 0
+) -> dict[str, Array]:
+    """Make inputs for ``model``: normal floats, small integers, random booleans.
+
+    Args:
+        model: Whose graph inputs to fill.
+        shapes: The shape of every input, by name.
+        seed: Of the generator.
+
+    Raises:
+        UserError: An input's type cannot be made up (strings, sequences).
+    """
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        name, shape = model_io.name_of(value), tuple(shapes[model_io.name_of(value)])
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        if dtype.kind == "f" or dtype.name == "bfloat16":
+            feeds[name] = rng.standard_normal(shape).astype(dtype)
+        elif dtype.kind in "iu":
+            feeds[name] = rng.integers(0, 2, shape).astype(dtype)
+        elif dtype.kind == "b":
+            feeds[name] = rng.integers(0, 2, shape).astype(bool)
+        else:
+            raise UserError(f"input {name} has type {dtype}; give it with --inputs file.npz")
+    return feeds

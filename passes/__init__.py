@@ -1,0 +1,1 @@
+"""Verbs: one pass a file, graph in, graph out; no torch, no printing."""
