@@ -1,0 +1,1 @@
+"""Make ONNX models smaller and faster without their source code."""

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import google.protobuf.message
 import numpy as np
@@ -29,8 +29,7 @@ from onnxslim_kd.errors import ModelError, OperationError, UserError
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    ModelLike = str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph
-
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph"
 OPSET = 17
 """The lowest opset that passes see; older models are raised to it."""
 IR_VERSIONS = (8, 13)
@@ -44,7 +43,7 @@ SMALL = 1024
 # ------------------------------------------------------------------------------ load
 
 
-def load(source: "ModelLike", *, normalise: bool = True) -> ir.Model:
+def load(source: ModelLike, *, normalise: bool = True) -> ir.Model:
     """Read a model and bring it into the form that passes expect.
 
     Args:
@@ -62,7 +61,7 @@ def load(source: "ModelLike", *, normalise: bool = True) -> ir.Model:
     return model
 
 
-def _read(source: "ModelLike") -> ir.Model:
+def _read(source: ModelLike) -> ir.Model:
     if isinstance(source, ir.Model):
         return source.clone()
     if isinstance(source, str | os.PathLike):
@@ -213,10 +212,9 @@ def _adopt(model: ir.Model, other: ir.Model) -> None:
         graph.inputs.remove(value)
     values = ir.convenience.create_value_mapping(graph)
     for name, tensor in weights.items():
-        value = values.get(name)
-        if value is not None and value.producer() is None:
-            value.const_value = tensor
-            graph.register_initializer(value)
+        if name in values and values[name].producer() is None:
+            values[name].const_value = tensor
+            graph.register_initializer(values[name])
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(other)
     graph.metadata_props.update(model.graph.metadata_props)
     model.graph = graph
@@ -311,7 +309,7 @@ def without_weights(model: ir.Model, limit: int = SMALL) -> Iterator[onnx.ModelP
             if tensor is not None:
                 value.shape = ir.Shape(tensor.shape.numpy())
                 value.type = ir.TensorType(tensor.dtype)
-            del graph.initializers[value.name]
+            del graph.initializers[name_of(value)]
             graph.inputs.append(value)
         yield ir.serde.serialize_model(model)
     finally:

@@ -1,0 +1,1 @@
+"""Training an ONNX graph; the only package that imports torch."""

@@ -1,0 +1,1 @@
+"""Architectures of the tutorials, with their parameter names."""
