@@ -32,6 +32,8 @@ class Session:
             never a silent fallback.
         threads: Threads inside an operator; 0 lets the runtime choose.
         optimise: False runs the graph as written.
+        profile_prefix: Where to write a trace of every operator; None for no trace.
+        spin: False lets idle worker threads sleep, so that they take no core from another session.
 
     Raises:
         UserError: The provider is not available here.
@@ -46,6 +48,7 @@ class Session:
         threads: int = 0,
         optimise: bool = True,
         profile_prefix: str | None = None,
+        spin: bool = True,
     ) -> None:
         ort = _onnxruntime()
         wanted = PROVIDERS.get(provider)
@@ -58,6 +61,8 @@ class Session:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         )
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = profile_prefix

@@ -1,0 +1,109 @@
+"""What every benchmark shares: interleaved timing, and the result file.
+
+from common import Claim, compare, session_call, write
+
+timings = compare({"original": session_call(a, feeds), "ours": session_call(b, feeds)})
+ratio = timings["ours"].ratio_to(timings["original"])        # Ratio(median, low, high)
+write("strip", claims=[Claim("never slower", "<= 1.00", str(ratio), met=ratio.low <= 1)],
+      rows=[{"model": "resnet50", "latency": ratio, ...}])
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd import runtime, timing
+from onnxslim_kd.timing import Timing
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("onnxslim-kd", "onnxruntime-gpu", "onnxruntime", "onnx", "onnx-ir", "numpy", "torch")
+THREADS = timing.cores()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the table in README.md."""
+
+    what: str
+    target: str
+    measured: str
+    met: bool
+
+
+def compare(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 30, seconds: float = 30.0
+) -> dict[str, Timing]:
+    """Time callables interleaved (A B B A ...); the noise of the machine goes to stderr."""
+    load = timing.load_average()
+    timings = timing.interleave(list(calls.values()), rounds=rounds, seconds=seconds)
+    for sentence in timing.noise(timings[0], load=load):
+        print(f"note: {sentence}", file=sys.stderr)
+    return dict(zip(calls, timings, strict=True))
+
+
+def session_call(
+    model: str | os.PathLike[str] | ir.Model, feeds: Mapping[str, np.ndarray], **options: Any
+) -> Callable[[], object]:
+    """Return a call that runs ``model`` once; ``options`` go to `runtime.Session`."""
+    session = runtime.Session(model, **{"threads": THREADS, "spin": False} | options)
+    return lambda: session.run(feeds)
+
+
+def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what the numbers depend on: processor, cores, versions; no host name, no path."""
+    found = {"python": platform.python_version()}
+    for name in (*PACKAGES, *packages):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # only one of the two onnxruntime packages is there
+            continue
+    return {"cpu": timing.cpu(), "cores": timing.cores(), "versions": found}
+
+
+def write(
+    name: str,
+    *,
+    claims: Sequence[Claim],
+    rows: Sequence[Mapping[str, Any]],
+    packages: Sequence[str] = (),
+) -> Path:
+    """Write ``results/<name>.json`` and print its claims.
+
+    Args:
+        name: Of the script, without ``.py``.
+        claims: The lines for README.md.
+        rows: The measurements behind them: JSON values, dataclasses, numpy numbers.
+        packages: Peers whose versions belong to the numbers.
+    """
+    result = {
+        "command": f"python benchmarks/{name}.py",
+        "environment": environment(packages),
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+        "rows": list(rows),
+    }
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, default=_plain) + "\n")
+    for claim in claims:
+        mark = "ok  " if claim.met else "MISS"
+        print(f"{mark} {claim.what}: {claim.measured} (target {claim.target})")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Turn what measurements are made of into JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
