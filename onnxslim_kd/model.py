@@ -313,7 +313,8 @@ def without_weights(model: ir.Model, limit: int = SMALL) -> Iterator[onnx.ModelP
             graph.inputs.append(value)
         yield ir.serde.serialize_model(model)
     finally:
-        del graph.inputs[n_inputs:]
+        while len(graph.inputs) > n_inputs:
+            graph.inputs.pop()  # a slice deletion would leave the values marked as inputs
         graph.initializers.clear()
         for value in held.values():
             graph.initializers.add(value)

@@ -1,0 +1,418 @@
+"""Concrete shapes of every value, and the numbers that shape arithmetic computes.
+
+Dynamic models are looked at through a *sample*: every dynamic input dimension gets a number, and
+from there each shape is an exact tuple of integers. Real exports compute Reshape targets, Slice
+ends and attention scales from Shape nodes; those numbers are folded here (up to `LIMIT` elements),
+both for the graph as it is and, for a pruning plan, for the graph as it will be: `fold` takes the
+shapes to assume.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxslim_kd.errors import ModelError, UserError
+from onnxslim_kd.model import dims, name_of, without_weights
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+LIMIT = 4096
+"""Elements up to which a tensor is folded; attention masks and position tables are larger."""
+_BATCH, _SPATIAL, _SEQUENCE = (2, 3), (64, 96), (16, 24)
+
+
+@dataclass
+class Shapes:
+    """Shapes and folded numbers under one sample of the dynamic dimensions."""
+
+    inputs: Mapping[str, Shape]
+    """The sample: the shape of every graph input, by name."""
+    shape: dict[ir.Value, Shape] = field(default_factory=dict)
+    number: dict[ir.Value, Array] = field(default_factory=dict)
+    """Values known without running the model: small constants and what is computed from them."""
+
+    def of(self, value: ir.Value) -> Shape | None:
+        """Return the shape of ``value``, or None where it depends on the data."""
+        return self.shape.get(value)
+
+
+def sample(
+    model: ir.Model, given: Mapping[str, Sequence[int]] | None = None, *, variant: int = 0
+) -> Shapes:
+    """Find the shape of every value for one choice of the dynamic dimensions.
+
+    Args:
+        model: A loaded model.
+        given: Shapes of inputs, by name, instead of the choice made here.
+        variant: 0 or 1, two different choices.
+
+    Raises:
+        UserError: ``given`` names no input or contradicts its static dimensions.
+        ModelError: The graph contradicts itself under this sample.
+    """
+    inputs = choose_inputs(model, given or {}, variant)
+    found = Shapes(inputs)
+    dynamic = any(None in dims(v) for v in model.graph.inputs if v.shape is not None)
+    known = _infer_all(model, inputs) if dynamic else {}
+    for value in model.graph.inputs:
+        found.shape[value] = inputs[name_of(value)]
+    for value in model.graph.initializers.values():
+        _add_initializer(found, value)
+    versions = dict(model.graph.opset_imports)
+    for node in model.graph:
+        _infer_node(found, node, known if dynamic else None, versions)
+        for output, number in zip(node.outputs, _fold_node(found, node), strict=False):
+            if number is not None and number.size <= LIMIT:
+                found.number[output] = number
+                found.shape[output] = number.shape
+    return found
+
+
+def choose_inputs(
+    model: ir.Model, given: Mapping[str, Sequence[int]], variant: int
+) -> dict[str, Shape]:
+    """Give every graph input a full shape: one number per symbol, so that inputs agree.
+
+    Raises:
+        UserError: ``given`` names no input or contradicts its static dimensions.
+    """
+    names = [name_of(value) for value in model.graph.inputs]
+    for name in given:
+        if name not in names:
+            raise UserError(f"--input {name}: the model's inputs are {', '.join(names)}")
+    symbols: dict[str, int] = {}
+    chosen = {}
+    for value in model.graph.inputs:
+        name = name_of(value)
+        shape = list(value.shape) if value.shape is not None else []
+        asked = given.get(name)
+        if asked is not None:
+            _check_given(name, shape, asked)
+        for axis, dim in enumerate(shape):
+            if not isinstance(dim, int):
+                symbol = str(dim.value) if dim.value is not None else f"{name}.{axis}"
+                if asked is not None:
+                    symbols[symbol] = int(asked[axis])
+                number = symbols.setdefault(symbol, _choice(value, axis, variant))
+                shape[axis] = number
+        chosen[name] = tuple(int(d) for d in (asked if asked is not None else shape))  # type: ignore[arg-type]
+    return chosen
+
+
+def _check_given(name: str, shape: Sequence[object], asked: Sequence[int]) -> None:
+    wrong = len(shape) != len(asked) or any(
+        isinstance(have, int) and have != want for have, want in zip(shape, asked, strict=False)
+    )
+    if wrong:
+        raise UserError(f"--input {name}: {list(asked)} does not fit the model's {list(shape)}")
+
+
+def _choice(value: ir.Value, axis: int, variant: int) -> int:
+    """A number for a dynamic dimension: batch first, then pixels or steps."""
+    rank = len(value.shape) if value.shape is not None else 0
+    if axis == 0 and rank != 1:
+        return _BATCH[variant]
+    return (_SPATIAL if rank >= 4 else _SEQUENCE)[variant]
+
+
+def _infer_all(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shape inference over the whole graph at once, for the given input shapes."""
+    with without_weights(model) as proto:
+        del proto.graph.value_info[:]
+        for info in proto.graph.input:
+            if info.name in inputs:
+                _set_dims(info, inputs[info.name])
+        for info in proto.graph.output:
+            info.type.tensor_type.ClearField("shape")
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"shape inference fails for inputs {dict(inputs)}: {error};"
+                f" give shapes that fit with --input name=1x3x224x224"
+            ) from error
+    found = {}
+    for info in [*inferred.graph.value_info, *inferred.graph.output]:
+        shape = _static(info.type)
+        if shape is not None:
+            found[info.name] = shape
+    return found
+
+
+def _set_dims(info: onnx.ValueInfoProto, shape: Shape) -> None:
+    proto = info.type.tensor_type.shape
+    del proto.dim[:]
+    for dim in shape:
+        proto.dim.add().dim_value = dim
+
+
+def _static(proto: onnx.TypeProto) -> Shape | None:
+    """The shape in a type, or None when it is not known to the last dimension."""
+    kind = proto.tensor_type
+    if not proto.HasField("tensor_type") or not kind.HasField("shape"):
+        return None
+    if any(not d.HasField("dim_value") for d in kind.shape.dim):
+        return None
+    return tuple(d.dim_value for d in kind.shape.dim)
+
+
+def _add_initializer(found: Shapes, value: ir.Value) -> None:
+    tensor = value.const_value
+    if tensor is None:
+        return
+    found.shape[value] = tuple(tensor.shape.numpy())
+    if tensor.size <= LIMIT and tensor.dtype != ir.DataType.STRING and len(tensor.shape) <= 1:
+        found.number[value] = tensor.numpy()
+
+
+def _infer_node(
+    found: Shapes, node: ir.Node, known: Mapping[str, Shape] | None, versions: Mapping[str, int]
+) -> None:
+    """Set the output shapes of ``node``: from the whole-graph pass, else from its own schema."""
+    missing = False
+    for value in node.outputs:
+        if not value.name:
+            continue
+        if known is not None:
+            shape = known.get(value.name)
+        else:
+            shape = None
+            if value.shape is not None and None not in dims(value):
+                shape = tuple(d for d in dims(value) if d is not None)
+        if shape is None:
+            missing = True
+        else:
+            found.shape[value] = shape
+    if missing:
+        found.shape.update(_infer_alone(found, node, versions))
+
+
+def _infer_alone(
+    found: Shapes, node: ir.Node, versions: Mapping[str, int]
+) -> dict[ir.Value, Shape]:
+    types, data = {}, {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        shape = found.of(value)
+        if shape is None or value.dtype is None:
+            return {}
+        types[name_of(value)] = onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
+        if value in found.number:
+            data[name_of(value)] = onnx.numpy_helper.from_array(found.number[value])
+    version = node.version or versions.get(node.domain, 1)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        inferred = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.serde.serialize_node(node),
+            types,
+            data,
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
+        )
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}  # a custom operator, or one whose shape depends on data: not known
+    shapes = {}
+    for value in node.outputs:
+        proto = inferred.get(value.name or "")
+        if proto is None:
+            continue
+        if value.type is None:
+            value.type = ir.serde.deserialize_type_proto_for_type(proto)
+        if (shape := _static(proto)) is not None:
+            shapes[value] = shape
+    return shapes
+
+
+# ------------------------------------------------------------------ folding of numbers
+
+
+def fold(model: ir.Model, shape: Mapping[ir.Value, Shape], base: Shapes) -> dict[ir.Value, Array]:
+    """Compute again what shape arithmetic gives, assuming ``shape`` where it says so.
+
+    Args:
+        model: The graph that ``base`` was sampled from.
+        shape: The shapes that differ from the base.
+        base: The sample.
+
+    Returns:
+        The numbers of every value that `Shapes.number` knows and that come out different.
+    """
+    after = Shapes(base.inputs, {**base.shape, **shape}, dict(base.number))
+    changed: dict[ir.Value, Array] = {}
+    for node in model.graph:
+        if not any(output in base.number for output in node.outputs):
+            continue
+        sources = [v for v in node.inputs if v is not None]
+        reads_shape = node.op_type in ("Shape", "Size") and sources[0] in shape
+        if not reads_shape and not any(v in changed for v in sources):
+            continue
+        for output, number in zip(node.outputs, _fold_node(after, node), strict=False):
+            if number is not None and not np.array_equal(number, base.number.get(output)):  # type: ignore[arg-type]
+                after.number[output] = changed[output] = number
+    return changed
+
+
+def _fold_node(found: Shapes, node: ir.Node) -> Sequence[Array | None]:
+    rule = FOLDS.get(node.op_type) if node.domain == "" else None
+    if rule is None:
+        return ()
+    if node.op_type in ("Shape", "Size"):
+        shape = found.of(node.inputs[0]) if node.inputs[0] is not None else None
+        return () if shape is None else rule(node, [np.array(shape, np.int64)])
+    inputs = []
+    for value in node.inputs:
+        number = found.number.get(value) if value is not None else None
+        if number is None and value is not None:
+            return ()
+        inputs.append(number)
+    try:
+        with np.errstate(all="ignore"):
+            return [np.asarray(out) for out in rule(node, inputs)]  # type: ignore[arg-type]
+    except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+        return ()  # arithmetic that its own inputs do not allow; the runtime will say so
+
+
+Fold = Callable[[ir.Node, Sequence[Array]], Sequence[Array]]
+
+
+def _numpy(function: Callable[..., Any]) -> Fold:
+    return lambda node, x: [function(*x)]
+
+
+def _shape(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(x[0]))
+    return [x[0][start:end]]
+
+
+def _gather(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    return [np.take(x[0], x[1], axis=node.attributes.get_int("axis", 0))]
+
+
+def _concat(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    axis = node.attributes.get_int("axis")
+    assert axis is not None
+    return [np.concatenate(list(x), axis=axis)]
+
+
+def slice_index(rank: int, parameters: Sequence[Array | None]) -> tuple[slice, ...]:
+    """Return numpy slices for Slice's starts, ends, axes and steps (ONNX Slice-13).
+
+    numpy clamps out-of-range bounds as ONNX does; only "-1 past the start" needs care.
+    """
+    starts, ends, axes, steps = [*parameters, None, None][:4]
+    assert starts is not None and ends is not None
+    which = range(len(starts)) if axes is None else [int(a) % rank for a in axes]
+    index = [slice(None)] * rank
+    for i, axis in enumerate(which):
+        step = 1 if steps is None else int(steps[i])
+        end: int | None = int(ends[i])
+        if step < 0 and end is not None and end < -(2**31):
+            end = None
+        index[axis] = slice(int(starts[i]), end, step)
+    return tuple(index)
+
+
+def _slice(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    return [x[0][slice_index(x[0].ndim, x[1:])]]
+
+
+def _unsqueeze(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    return [np.expand_dims(x[0], tuple(int(a) for a in x[1]))]
+
+
+def _squeeze(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    return [np.squeeze(x[0], tuple(int(a) for a in x[1]) if len(x) > 1 else None)]
+
+
+def _reshape(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    target = [x[0].shape[i] if t == 0 else int(t) for i, t in enumerate(x[1])]
+    return [x[0].reshape(target)]
+
+
+def _cast(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    to = node.attributes.get_int("to")
+    return [x[0].astype(ir.DataType(to).numpy())]
+
+
+def _div(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    if x[0].dtype.kind in "iu":  # C division: towards zero
+        return [np.trunc(np.true_divide(x[0], x[1])).astype(x[0].dtype)]
+    return [x[0] / x[1]]
+
+
+def _constant_of_shape(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    tensor = node.attributes.get_tensor("value")
+    fill = tensor.numpy().reshape(()) if tensor is not None else np.float32(0)
+    if np.prod(x[0]) > LIMIT:
+        return []
+    return [np.full([int(d) for d in x[0]], fill)]
+
+
+def _expand(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    return [x[0] * np.ones([int(d) for d in x[1]], x[0].dtype)]
+
+
+def _reduce(function: Callable[..., Any]) -> Fold:
+    def rule(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+        axes = tuple(int(a) for a in x[1]) if len(x) > 1 else node.attributes.get_ints("axes")
+        keep = bool(node.attributes.get_int("keepdims", 1))
+        return [function(x[0], axis=None if axes is None else tuple(axes), keepdims=keep)]
+
+    return rule
+
+
+def _split(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
+    axis = node.attributes.get_int("axis", 0)
+    if len(x) > 1:
+        return np.split(x[0], np.cumsum(x[1])[:-1].tolist(), axis=axis)
+    return np.array_split(x[0], len(node.outputs), axis=axis)
+
+
+FOLDS: Mapping[str, Fold] = {
+    "Shape": _shape,
+    "Size": lambda node, x: [np.asarray(np.prod(x[0]))],
+    "Identity": lambda node, x: [x[0]],
+    "Gather": _gather,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Split": _split,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "Cast": _cast,
+    "Div": _div,
+    "Expand": _expand,
+    "ConstantOfShape": _constant_of_shape,
+    "Transpose": lambda node, x: [np.transpose(x[0], node.attributes.get_ints("perm"))],
+    "Range": lambda node, x: [np.arange(x[0].item(), x[1].item(), x[2].item()).astype(x[0].dtype)],
+    "Mod": lambda node, x: [(np.fmod if node.attributes.get_int("fmod", 0) else np.mod)(*x)],
+    "ReduceProd": _reduce(np.prod),
+    "ReduceSum": _reduce(np.sum),
+    "ReduceMax": _reduce(np.max),
+    "ReduceMin": _reduce(np.min),
+    "Add": _numpy(np.add),
+    "Sub": _numpy(np.subtract),
+    "Mul": _numpy(np.multiply),
+    "Pow": lambda node, x: [np.power(x[0], x[1]).astype(x[0].dtype)],
+    "Sqrt": _numpy(np.sqrt),
+    "Reciprocal": _numpy(np.reciprocal),
+    "Neg": _numpy(np.negative),
+    "Abs": _numpy(np.abs),
+    "Floor": _numpy(np.floor),
+    "Ceil": _numpy(np.ceil),
+    "Min": lambda node, x: [np.minimum.reduce(np.broadcast_arrays(*x))],
+    "Max": lambda node, x: [np.maximum.reduce(np.broadcast_arrays(*x))],
+    "Equal": _numpy(np.equal),
+    "Greater": _numpy(np.greater),
+    "Less": _numpy(np.less),
+    "Not": _numpy(np.logical_not),
+    "And": _numpy(np.logical_and),
+    "Or": _numpy(np.logical_or),
+    "Where": _numpy(np.where),
+}

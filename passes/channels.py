@@ -1,0 +1,327 @@
+"""Channel identities: what travels with the data while `ties` walks the graph.
+
+A *channel* is one index along one axis of one value, and has a number, its id. Ids are born at the
+axes of weights and move with the data: sliced by Slice, joined by Concat, permuted by Transpose.
+An axis that no weight touches (batch, pixels, tokens) has none and costs nothing.
+
+The ids of a value are its *layout*: blocks on disjoint axes. A block on one axis is the usual
+case, an array of ids along that axis. A block on several axes is a *grid*, what Reshape makes of
+one axis: (heads x dims) in attention, (groups x width) in a channel shuffle. Operators that only
+move data take grids along; one that needs a plain axis collapses the grid to it, which ties what
+must then live and die together.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxslim_kd.shapes import Shape, Shapes
+
+Ids = npt.NDArray[np.int64]
+MAX_BLOCK = 1 << 24
+"""Elements of the largest block that Reshape may make; beyond it the channels are pinned."""
+
+
+class Block(NamedTuple):
+    """Ids along ``axes`` of a value; ``ids.shape`` is the size of those axes."""
+
+    axes: tuple[int, ...]
+    ids: Ids
+
+
+Layout = tuple[Block, ...]
+
+
+class Birth(NamedTuple):
+    """Where a run of ids comes from: an axis of a weight, or of a tensor made up by a node."""
+
+    start: int
+    size: int
+    value: ir.Value
+    axis: int
+    node: ir.Node
+    operand: int | None
+    """Which input of ``node`` the weight is; None where ``node`` makes the tensor up."""
+
+
+class Tie(NamedTuple):
+    """``a[i]`` is removed if and only if ``b[i]`` is, because of ``node``."""
+
+    node: ir.Node | None
+    a: Ids
+    b: Ids
+
+
+@dataclass
+class Operand:
+    """One input of a node, as a rule sees it."""
+
+    value: ir.Value
+    layout: Layout
+    shape: Shape
+    constant: bool
+
+    @property
+    def name(self) -> str:
+        """The value's name, for messages."""
+        return self.value.name or "?"
+
+
+@dataclass(frozen=True)
+class Components:
+    """The smallest sets of channels that can be removed."""
+
+    label: Ids
+    """The component of every id."""
+    count: int
+    pinned: dict[int, str]
+    """Why a component must stay, for each that must."""
+
+
+@dataclass
+class Channels:
+    """The state of one walk over a graph."""
+
+    shapes: Shapes
+    attention: Literal["heads", "dims"] = "heads"
+    layout: dict[ir.Value, Layout] = field(default_factory=dict)
+    births: list[Birth] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
+    producers: list[tuple[ir.Node, Ids]] = field(default_factory=list)
+    """The ids that a weight's output axis gives birth to: what a pattern chooses."""
+    approximate: list[tuple[ir.Node, Ids, str]] = field(default_factory=list)
+    """Where a norm or softmax runs over channels, so that removal is not masking."""
+    shuffles: dict[ir.Node, tuple[ir.Value, int, Ids]] = field(default_factory=dict)
+    """Reshapes that end a channel shuffle: the source, its axis, and the permutation."""
+    node: ir.Node | None = None
+    _next: int = 0
+    _pins: dict[int, str] = field(default_factory=dict)
+    _born: dict[object, Layout] = field(default_factory=dict)
+
+    # ---- ids
+
+    def _fresh(self, size: int) -> Ids:
+        self._next += size
+        return np.arange(self._next - size, self._next)
+
+    def pin(self, reason: str) -> int:
+        """Return a new id that must stay, for ``reason``."""
+        self._pins[self._next] = reason
+        return int(self._fresh(1)[0])
+
+    def tie(self, a: Ids, b: Ids | int) -> None:
+        """Let ``a[i]`` and ``b[i]`` live and die together; shapes broadcast."""
+        if a is b:
+            return
+        a, b = np.broadcast_arrays(a, np.asarray(b))
+        self.ties.append(Tie(self.node, a.ravel(), b.ravel()))
+
+    def freeze(self, layout: Iterable[Block], reason: str) -> None:
+        """Let all channels of ``layout`` stay."""
+        blocks = [block for block in layout if block.ids.size]
+        if blocks:
+            pin = self.pin(reason)
+            for block in blocks:
+                self.tie(block.ids, pin)
+
+    def made_up(self, value: ir.Value, axis: int, size: int) -> Ids:
+        """Ids for an axis that the present node makes up, so that it can make up less."""
+        assert self.node is not None
+        ids = self._fresh(size)
+        self.births.append(Birth(int(ids[0]), size, value, axis, self.node, None))
+        return ids
+
+    # ---- operands
+
+    def operand(self, index: int) -> Operand | None:
+        """Return input ``index`` of the present node; None if absent or of unknown shape."""
+        assert self.node is not None
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        if value is None:
+            return None
+        shape = self.shapes.of(value)
+        if shape is None:
+            return None
+        if value.is_initializer() and not value.is_graph_input():
+            return Operand(value, self._weight(value, shape, index), shape, constant=True)
+        return Operand(value, self.layout.get(value, ()), shape, constant=False)
+
+    def need(self, index: int) -> Operand:
+        """Return input ``index``; raise `Unsupported` where it is absent or of unknown shape."""
+        operand = self.operand(index)
+        if operand is None:
+            raise Unsupported("the shape of an input is not known")
+        return operand
+
+    def _weight(self, value: ir.Value, shape: Shape, index: int) -> Layout:
+        """Ids of a weight: its own, or its use's for vectors, which exporters share by accident."""
+        assert self.node is not None
+        key: object = value if len(shape) > 1 else (self.node, index)
+        if key not in self._born:
+            blocks = []
+            for axis, size in enumerate(shape):
+                if size > 1:
+                    ids = self._fresh(size)
+                    self.births.append(Birth(int(ids[0]), size, value, axis, self.node, index))
+                    blocks.append(Block((axis,), ids))
+            self._born[key] = tuple(blocks)
+        return self._born[key]
+
+    # ---- layouts
+
+    def set(self, index: int, layout: Iterable[Block]) -> None:
+        """Give output ``index`` of the present node its layout."""
+        assert self.node is not None
+        if index < len(self.node.outputs) and (blocks := tuple(layout)):
+            self.layout[self.node.outputs[index]] = blocks
+
+    def out_shape(self, index: int = 0) -> Shape:
+        """Return the shape of output ``index``; raise `Unsupported` where it is not known."""
+        assert self.node is not None
+        shape = self.shapes.of(self.node.outputs[index])
+        if shape is None:
+            raise Unsupported("the shape of its output is not known")
+        return shape
+
+    def ids(self, operand: Operand, axis: int) -> Ids | None:
+        """Return the ids along one axis, collapsing a grid to it; None where there are none."""
+        axis %= max(len(operand.shape), 1)
+        for block in operand.layout:
+            if axis in block.axes:
+                if len(block.axes) == 1:
+                    return block.ids
+                return self.collapse(operand, block, axis).ids
+        return None
+
+    def collapse(self, operand: Operand, block: Block, keep: int) -> Block:
+        """Tie a grid so that only whole slices along axis ``keep`` can go."""
+        grid = np.moveaxis(block.ids, block.axes.index(keep), 0).reshape(
+            block.ids.shape[block.axes.index(keep)], -1
+        )
+        self.tie(grid[:, 1:], grid[:, :1])
+        plain = Block((keep,), grid[:, 0])
+        operand.layout = tuple(plain if b is block else b for b in operand.layout)
+        if not operand.constant:
+            self.layout[operand.value] = operand.layout
+        return plain
+
+    def collapse_all(self, operand: Operand, *, first: bool) -> None:
+        """Collapse every grid of ``operand``, to its first axis or to its last."""
+        for block in operand.layout:
+            if len(block.axes) > 1:
+                self.collapse(operand, block, min(block.axes) if first else max(block.axes))
+
+    def same(self, a: Ids | None, b: Ids | None, reason: str) -> Ids | None:
+        """Tie two axes that meet; where one has no ids, the other must stay."""
+        if a is None or b is None:
+            if (ids := a if b is None else b) is not None:
+                self.tie(ids, self.pin(reason))
+            return ids
+        self.tie(a, b)
+        return a
+
+    def produce(self, ids: Ids | None) -> None:
+        """Say that ``ids`` are the output axis of the present node's weight."""
+        if ids is not None:
+            assert self.node is not None
+            self.producers.append((self.node, ids))
+
+    def not_exact(self, ids: Ids | None, reason: str) -> None:
+        """Say that the present node computes over ``ids``, so that masking is not removal."""
+        if ids is not None:
+            assert self.node is not None
+            self.approximate.append((self.node, ids, reason))
+
+    # ---- result
+
+    def components(self) -> Components:
+        """Solve the ties: one connected component is the smallest thing that can be removed."""
+        a = np.concatenate([tie.a for tie in self.ties] or [np.empty(0, np.int64)])
+        b = np.concatenate([tie.b for tie in self.ties] or [np.empty(0, np.int64)])
+        n = self._next
+        graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
+        count, label = connected_components(graph, directed=False)
+        pinned: dict[int, str] = {}
+        for ident, reason in self._pins.items():
+            pinned.setdefault(int(label[ident]), reason)
+        return Components(label.astype(np.int64), int(count), pinned)
+
+    def pin_of(self, ident: int) -> str | None:
+        """Return why ``ident`` itself is pinned, or None."""
+        return self._pins.get(ident)
+
+
+class Unsupported(Exception):
+    """A rule's word for "not in this form"; the walk pins the node's inputs for this reason."""
+
+
+# ---------------------------------------------------------------------------- reshape
+
+
+def runs(before: Shape, after: Shape) -> list[tuple[range, range]]:
+    """Match axes of two shapes in the smallest runs of equal product, in order.
+
+    ``runs((2, 12, 5), (2, 3, 4, 5))`` is ``[(0:1, 0:1), (1:2, 1:3), (2:3, 3:4)]``.
+    """
+    found, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        i0, j0 = i, j
+        p = before[i] if i < len(before) else 1
+        q = after[j] if j < len(after) else 1
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        while p != q:
+            if p < q and i < len(before):
+                p, i = p * before[i], i + 1
+            elif j < len(after):
+                q, j = q * after[j], j + 1
+            else:
+                raise Unsupported(f"cannot match shape {before} with {after}")
+        found.append((range(i0, i), range(j0, j)))
+    return found
+
+
+def reshaped(block: Block, before: Shape, after: Shape) -> Block | None:
+    """Carry a block through Reshape; None when only axes of size 1 are left of it."""
+    touched = [
+        (ins, outs)
+        for ins, outs in runs(before, after)
+        if any(a in ins and before[a] > 1 for a in block.axes)
+    ]
+    in_axes = [a for ins, _ in touched for a in ins]
+    out_axes = [a for _, outs in touched for a in outs]
+    if int(np.prod([before[a] for a in in_axes])) > MAX_BLOCK:
+        raise Unsupported("too many elements to follow through this reshape")
+    order = np.argsort(block.axes)
+    ids = np.transpose(block.ids, order)
+    view = ids.reshape([before[a] if a in block.axes else 1 for a in in_axes])
+    full = np.broadcast_to(view, [before[a] for a in in_axes]).reshape([after[a] for a in out_axes])
+    return drop_constant(Block(tuple(out_axes), full))
+
+
+def drop_constant(block: Block) -> Block | None:
+    """Leave out the axes along which the ids do not change."""
+    axes, ids = list(block.axes), block.ids
+    for position in reversed(range(len(axes))):
+        first = ids.take([0], axis=position)
+        if ids.shape[position] == 1 or (ids == first).all():
+            ids = first.squeeze(position)
+            del axes[position]
+    return Block(tuple(axes), np.ascontiguousarray(ids)) if axes else None
+
+
+def index_layout(layout: Layout, index: Sequence[Any]) -> Layout:
+    """Carry a layout through basic or one-axis indexing that keeps the rank."""
+    blocks = []
+    for block in layout:
+        ids = block.ids
+        for position, axis in enumerate(block.axes):
+            ids = ids[(slice(None),) * position + (index[axis],)]
+        if ids.size:
+            blocks.append(Block(block.axes, ids))
+    return tuple(blocks)

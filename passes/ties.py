@@ -1,0 +1,212 @@
+"""Which channels live and die together: one rule per operator, in the table at the bottom.
+
+To add an operator, write a rule (a function of the walk's state and a node) that reads the layouts
+of the inputs, ties what must go together, and sets the layouts of the outputs; put it in RULES,
+and a model that uses it in tests/models.py. An operator without a rule pins what it touches.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import onnx_ir as ir
+
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes import ties_layers as layers
+from onnxslim_kd.passes import ties_movement as movement
+from onnxslim_kd.passes import ties_pointwise as pointwise
+from onnxslim_kd.passes.channels import Channels, Ids, Unsupported
+from onnxslim_kd.passes.ties_pointwise import Rule
+from onnxslim_kd.shapes import Shapes
+
+Attention = Literal["heads", "dims"]
+
+
+def walk(
+    model: ir.Model,
+    shapes: Shapes,
+    *,
+    attention: Attention = "heads",
+    free_outputs: Sequence[str] = (),
+) -> Channels:
+    """Apply the rule of every node in order; the result holds all ties.
+
+    Args:
+        model: A loaded model.
+        shapes: A sample of its shapes.
+        attention: Whether whole heads go, or dimensions inside all heads.
+        free_outputs: Graph outputs whose channels may go.
+
+    Raises:
+        UserError: ``free_outputs`` names no graph output.
+    """
+    names = [value.name for value in model.graph.outputs]
+    for name in free_outputs:
+        if name not in names:
+            raise UserError(
+                f"--free-output {name}: the model's outputs are {', '.join(map(str, names))}"
+            )
+    t = Channels(shapes, attention)
+    for node in model.graph:
+        t.node = node
+        if not _is_arithmetic(t, node):
+            _apply(t, node)
+    t.node = None
+    for value in model.graph.outputs:
+        if value.name not in free_outputs:
+            t.freeze(t.layout.get(value, ()), f"graph output {value.name}")
+    return t
+
+
+def _is_arithmetic(t: Channels, node: ir.Node) -> bool:
+    """Tell whether a node only computes shapes: whole numbers that are known already."""
+    return all(
+        value in t.shapes.number and t.shapes.number[value].dtype.kind in "iub"
+        for value in node.outputs
+        if value.name
+    )
+
+
+def _apply(t: Channels, node: ir.Node) -> None:
+    for value in _captured(node):
+        t.freeze(t.layout.get(value, ()), f"captured by the body of {node.op_type} {node.name}")
+    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if rule is None:
+        _pin_inputs(t, node, f"no rule for {_kind(node)}")
+        return
+    try:
+        rule(t, node)
+    except Unsupported as reason:
+        _pin_inputs(t, node, f"{_kind(node)}: {reason}")
+
+
+def _kind(node: ir.Node) -> str:
+    domain = f"{node.domain}." if node.domain else ""
+    return f"{domain}{node.op_type} {node.name}"
+
+
+def _pin_inputs(t: Channels, node: ir.Node, reason: str) -> None:
+    for value in node.inputs:
+        if value is not None:
+            t.freeze(t.layout.get(value, ()), reason)
+    for output in node.outputs:
+        t.layout.pop(output, None)
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """The values of outer graphs that a node's bodies read."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            for inner in body.all_nodes():
+                yield from (v for v in inner.inputs if v is not None and v.graph is not body)
+            yield from (v for v in body.outputs if v.graph is not body)
+
+
+def chain(t: Channels, start: Ids, goal: Ids) -> list[str]:
+    """Return the names of the nodes on a shortest way of ties from ``start`` to ``goal``.
+
+    Args:
+        t: A finished walk.
+        start: The ids of a parameter.
+        goal: The ids of pins.
+    """
+    neighbours: dict[int, list[tuple[int, str]]] = {}
+    for tie in t.ties:
+        name = (tie.node.name or tie.node.op_type) if tie.node is not None else "graph output"
+        for a, b in zip(tie.a.tolist(), tie.b.tolist(), strict=True):
+            neighbours.setdefault(a, []).append((b, name))
+            neighbours.setdefault(b, []).append((a, name))
+    goals = set(goal.tolist())
+    came: dict[int, tuple[int, str] | None] = {int(i): None for i in start}
+    queue = deque(came)
+    while queue:
+        at = queue.popleft()
+        if at in goals:
+            return _unwind(came, at)
+        for to, name in neighbours.get(at, ()):
+            if to not in came:
+                came[to] = (at, name)
+                queue.append(to)
+    return []
+
+
+def _unwind(came: dict[int, tuple[int, str] | None], at: int) -> list[str]:
+    names: list[str] = []
+    while (step := came[at]) is not None:
+        at, name = step
+        if not names or names[-1] != name:
+            names.append(name)
+    return names[::-1]
+
+
+def _ignore(t: Channels, node: ir.Node) -> None:
+    """Shape, Size, Constant, Range, ...: nothing that is cut comes out."""
+
+
+_UNARY = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu
+Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal
+Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+DynamicQuantizeLinear
+""".split()  # noqa: SIM905 - easier to read and to sort
+_BROADCAST = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
+Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
+""".split()  # noqa: SIM905
+_POOL = """
+AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool MaxRoiPool
+""".split()  # noqa: SIM905
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_UNARY, pointwise.unary),
+    **dict.fromkeys(_BROADCAST, pointwise.broadcast),
+    **dict.fromkeys(_POOL, movement.spatial),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), movement.reshape),
+    **dict.fromkeys(("Shape", "Size", "Constant", "Range", "EyeLike", "NonZero"), _ignore),
+    # sums over zeroed channels are what removal gives; the others run over the survivors
+    **dict.fromkeys(
+        ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"), pointwise.reduce(exact=True)
+    ),
+    **dict.fromkeys(
+        ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
+        pointwise.reduce(exact=False),
+    ),
+    **dict.fromkeys(("ArgMax", "ArgMin"), pointwise.arg_reduce),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), pointwise.along_axis(-1)),
+    "LpNormalization": pointwise.along_axis(-1, exact=True),
+    **dict.fromkeys(("CumSum", "TopK"), pointwise.frozen_axis(-1)),
+    "Trilu": pointwise.frozen_matrix,
+    "BatchNormalization": pointwise.channel_norm,
+    "InstanceNormalization": pointwise.channel_norm,
+    "LayerNormalization": pointwise.layer_norm,
+    "RMSNormalization": pointwise.layer_norm,
+    "GroupNormalization": pointwise.group_norm,
+    "LRN": pointwise.lrn,
+    "QuantizeLinear": pointwise.quantize,
+    "DequantizeLinear": pointwise.quantize,
+    "Conv": layers.conv,
+    "ConvInteger": layers.conv,
+    "QLinearConv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "Gemm": layers.gemm,
+    "MatMul": layers.matmul,
+    "MatMulInteger": layers.matmul,
+    "QLinearMatMul": layers.matmul,
+    "Einsum": layers.einsum,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), layers.rnn),
+    "Attention": layers.attention,
+    "Concat": movement.concat,
+    "Split": movement.split,
+    "Slice": movement.slice_,
+    "Gather": movement.gather,
+    "Transpose": movement.transpose,
+    "Expand": movement.expand,
+    "ConstantOfShape": movement.constant_of_shape,
+    "Tile": movement.tile,
+    "Pad": movement.pad,
+    "Resize": movement.resize,
+    "Upsample": movement.resize,
+    "DepthToSpace": movement.depth_to_space,
+    "SpaceToDepth": movement.space_to_depth,
+}

@@ -1,0 +1,303 @@
+"""Rules for layers: what has a weight with an input and an output axis."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.passes.channels import Block, Channels, Ids, Operand, Unsupported
+from onnxslim_kd.passes.ties_pointwise import join
+
+
+def conv(t: Channels, node: ir.Node) -> None:
+    """Conv, ConvInteger, 1-D to 3-D, with any groups.
+
+    Groups stay equally wide, so that position j of every group goes together; where each group has
+    one input (depthwise, any multiplier) or one output, whole groups go.
+    """
+    x, w = t.need(0), t.need(_weight_input(node))
+    groups = node.attributes.get_int("group", 1)
+    channels = _channels(t, x)
+    outputs, inputs = t.ids(w, 0), t.ids(w, 1)
+    if groups == 1:
+        t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
+    elif w.shape[1] == 1 or w.shape[0] == groups:
+        outputs = _whole_groups(t, channels, inputs, outputs, groups)
+    else:
+        outputs = _positions(t, channels, inputs, outputs, groups)
+    t.produce(outputs)
+    _add_bias(t, node, outputs)
+    t.set(0, _batch_and(x, outputs))
+
+
+def _weight_input(node: ir.Node) -> int:
+    return 3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1
+
+
+def _channels(t: Channels, x: Operand) -> Ids | None:
+    """The ids of axis 1; a layer computes over all axes after it, so that these must stay."""
+    ids = t.ids(x, 1)
+    t.freeze([b for b in x.layout if min(b.axes) > 1], "a spatial axis is computed over")
+    return ids
+
+
+def _batch_and(x: Operand, outputs: Ids | None) -> list[Block]:
+    batch = [b for b in x.layout if b.axes == (0,)]
+    return batch if outputs is None else [*batch, Block((1,), outputs)]
+
+
+def _whole_groups(
+    t: Channels, channels: Ids | None, inputs: Ids | None, outputs: Ids | None, groups: int
+) -> Ids | None:
+    """Tie all inputs and outputs of one group: the group is what can go."""
+    if outputs is None:
+        t.same(channels, None, "feeds a convolution with one output")
+        return None
+    if inputs is not None:
+        t.freeze([Block((1,), inputs)], "whole groups of this convolution go")
+    grid = outputs.reshape(groups, -1)
+    t.tie(grid[:, 1:], grid[:, :1])
+    if channels is None:  # the input is whole: so are the groups
+        t.freeze([Block((0,), outputs)], "each output belongs to an input that must stay")
+    else:
+        t.tie(channels.reshape(groups, -1), grid[:, :1])
+    return outputs
+
+
+def _positions(
+    t: Channels, channels: Ids | None, inputs: Ids | None, outputs: Ids | None, groups: int
+) -> Ids | None:
+    """Tie position j of every group, for inputs and for outputs."""
+    if channels is not None and inputs is not None:
+        t.tie(channels.reshape(groups, -1), inputs[None, :])
+    else:
+        t.same(channels, inputs, "feeds a convolution that sees every input channel")
+    if outputs is not None:
+        grid = outputs.reshape(groups, -1)
+        t.tie(grid[1:], grid[:1])
+    return outputs
+
+
+def _add_bias(t: Channels, node: ir.Node, outputs: Ids | None) -> None:
+    """Tie the vectors along the output axis: bias, and the weight's quantisation parameters."""
+    first = 4 if node.op_type == "QLinearConv" else 2
+    for index in range(first, len(node.inputs)):
+        p = t.operand(index)
+        if p is not None and len(p.shape) == 1 and p.shape[0] > 1:
+            t.same(outputs, t.ids(p, 0), f"meets {p.name}")
+
+
+def conv_transpose(t: Channels, node: ir.Node) -> None:
+    """ConvTranspose: weight [C, O/groups, ...]; groups as for Conv."""
+    x, w = t.need(0), t.need(1)
+    groups = node.attributes.get_int("group", 1)
+    channels = _channels(t, x)
+    inputs, per_group = t.ids(w, 0), t.ids(w, 1)
+    outputs: Ids | None
+    if groups == 1:
+        t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
+        outputs = per_group
+    else:
+        outputs = _transposed_groups(t, channels, inputs, per_group, groups)
+    t.produce(outputs)
+    _add_bias(t, node, outputs)
+    t.set(0, _batch_and(x, outputs))
+
+
+def _transposed_groups(
+    t: Channels, channels: Ids | None, inputs: Ids | None, per_group: Ids | None, groups: int
+) -> Ids | None:
+    t.same(channels, inputs, "feeds a convolution that sees every input channel")
+    if inputs is None:
+        return None
+    width = len(inputs) // groups
+    if width > 1:  # position j of every group's inputs, and of every group's outputs
+        grid = inputs.reshape(groups, width)
+        t.tie(grid[1:], grid[:1])
+        return None if per_group is None else np.tile(per_group, groups)
+    if per_group is not None:
+        t.freeze([Block((1,), per_group)], "whole groups of this convolution go")
+    per = 1 if per_group is None else len(per_group)
+    return np.repeat(inputs, per)
+
+
+def gemm(t: Channels, node: ir.Node) -> None:
+    """Gemm: alpha * A' B' + beta * C."""
+    a, b = t.need(0), t.need(1)
+    ka, na = (0, 1) if node.attributes.get_int("transA", 0) else (1, 0)
+    kb, nb = (1, 0) if node.attributes.get_int("transB", 0) else (0, 1)
+    t.same(t.ids(a, ka), t.ids(b, kb), f"{a.name} and {b.name} are multiplied along it")
+    rows, columns = t.ids(a, na), t.ids(b, nb)
+    t.produce(columns)
+    layout = [Block((i,), ids) for i, ids in enumerate((rows, columns)) if ids is not None]
+    out = t.out_shape()
+    operands = [Operand(node.outputs[0], tuple(layout), out, constant=False)]
+    if (c := t.operand(2)) is not None:
+        operands.append(c)
+    t.set(0, join(t, operands, out))
+
+
+def matmul(t: Channels, node: ir.Node) -> None:
+    """MatMul, of a weight or of two activations: the contracted axes live and die together."""
+    a = t.need(0)
+    b = t.need(_weight_input(node) if node.op_type == "QLinearMatMul" else 1)
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        _vector_product(t, a, b)
+        return
+    for operand in (a, b):
+        t.collapse_all(operand, first=t.attention == "heads")
+    t.same(t.ids(a, -1), t.ids(b, -2), f"{a.name} and {b.name} are multiplied along it")
+    rows, columns = t.ids(a, -2), t.ids(b, -1)
+    if b.constant or not a.constant:
+        t.produce(columns if _from_weight(b) else None)
+    if _from_weight(a):
+        t.produce(rows)
+    out = t.out_shape()
+    layout = list(join(t, [_batch_part(a), _batch_part(b)], (*out[:-2], 1, 1)))
+    for axis, ids in ((len(out) - 2, rows), (len(out) - 1, columns)):
+        if ids is not None:
+            layout.append(Block((axis,), ids))
+    if node.op_type != "MatMul":
+        _add_bias(t, node, columns)
+    t.set(0, layout)
+
+
+def _vector_product(t: Channels, a: Operand, b: Operand) -> None:
+    """A product with a vector: the contracted axes tie, a matrix's other axes pass."""
+    t.collapse_all(a, first=True)
+    t.collapse_all(b, first=True)
+    contracted = -1 if len(b.shape) == 1 else -2
+    t.same(t.ids(a, -1), t.ids(b, contracted), f"{a.name} and {b.name} are multiplied along it")
+    left = [blk for blk in a.layout if len(a.shape) - 1 not in blk.axes]
+    ids = t.ids(b, -1) if len(b.shape) > 1 else None
+    if ids is not None and len(b.shape) == 2:
+        left.append(Block((len(a.shape) - 1,), ids))
+        t.produce(ids)
+    t.set(0, left)
+
+
+def _from_weight(operand: Operand) -> bool:
+    """Tell whether an operand is a weight, maybe behind Transpose, Cast, DequantizeLinear."""
+    value: ir.Value | None = operand.value
+    while value is not None and not value.is_initializer():
+        node = value.producer()
+        if node is None or node.op_type not in _WEIGHT_WRAPPERS:
+            return False
+        value = node.inputs[0]
+    return value is not None and not value.is_graph_input()
+
+
+_WEIGHT_WRAPPERS = ("Transpose", "Cast", "Identity", "DequantizeLinear", "Reshape", "Unsqueeze")
+
+
+def _batch_part(operand: Operand) -> Operand:
+    rank = len(operand.shape)
+    layout = tuple(b for b in operand.layout if max(b.axes) < rank - 2)
+    return Operand(operand.value, layout, (*operand.shape[:-2], 1, 1), operand.constant)
+
+
+def einsum(t: Channels, node: ir.Node) -> None:
+    """Einsum with one letter per axis: equal letters live and die together."""
+    equation = (node.attributes.get_string("equation") or "").replace(" ", "")
+    if "." in equation or "->" not in equation:
+        raise Unsupported(f"equation {equation!r}")
+    terms, result = equation.split("->")
+    operands = [t.need(i) for i in range(len(node.inputs))]
+    letters: dict[str, Ids | None] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        t.collapse_all(operand, first=t.attention == "heads")
+        for axis, letter in enumerate(term):
+            ids = t.ids(operand, axis)
+            if letter in letters:
+                ids = t.same(letters[letter], ids, f"{operand.name} has no channels along it")
+            letters[letter] = ids
+            if operand.constant and letter in result and ids is not None:
+                t.produce(ids)
+    blocks = [(i, letters.get(letter)) for i, letter in enumerate(result)]
+    t.set(0, [Block((i,), ids) for i, ids in blocks if ids is not None])
+
+
+# ----------------------------------------------------------------------- recurrent
+
+
+def rnn(t: Channels, node: ir.Node) -> None:
+    """LSTM, GRU, RNN: hidden unit j of every gate and direction goes together.
+
+    Shapes (ONNX LSTM-14): W [dirs, gates*H, I], R [dirs, gates*H, H], B [dirs, 2*gates*H],
+    initial states [dirs, B, H], peepholes [dirs, 3*H]; Y [T, dirs, B, H] (layout 0).
+    """
+    if node.attributes.get_int("layout", 0):
+        raise Unsupported("batch-first layout")
+    x, w, r = t.need(0), t.need(1), t.need(2)
+    t.same(t.ids(x, 2), t.ids(w, 2), f"feeds {w.name}, which sees every feature")
+    hidden = t.ids(r, 2)
+    if hidden is None:
+        return
+    t.produce(hidden)
+    stacked = [(w, 1), (r, 1), (t.operand(3), 1), (t.operand(7), 1)]
+    stacked += [(t.operand(5), 2), (t.operand(6), 2)]
+    for operand, axis in stacked:
+        if operand is not None:
+            _tie_stacked(t, operand, axis, hidden)
+    t.set(0, [Block((3,), hidden)])
+    t.set(1, [Block((2,), hidden)])
+    t.set(2, [Block((2,), hidden)])
+
+
+def _tie_stacked(t: Channels, operand: Operand, axis: int, hidden: Ids) -> None:
+    """Tie an axis that stacks several runs of the hidden units."""
+    ids = t.ids(operand, axis)
+    if ids is None:
+        t.freeze([Block((0,), hidden)], f"meets {operand.name}, which has no channels to remove")
+    else:
+        t.tie(ids.reshape(-1, len(hidden)), hidden[None, :])
+
+
+# ----------------------------------------------------------------------- attention
+
+
+def attention(t: Channels, node: ir.Node) -> None:
+    """Attention (opset 23): whole heads go, with their group for grouped queries.
+
+    Inputs are [B, H, T, D], or [B, T, H*D] with the head counts as attributes.
+    """
+    q, k, v = (_heads(t, node, t.need(i), i) for i in range(3))
+    if q is None or k is None or v is None:
+        for i in range(3):
+            t.freeze(t.need(i).layout, "heads of one of Q, K and V cannot be removed")
+        return
+    group = len(q) // len(k)
+    t.tie(q.reshape(-1, group), k[:, None])
+    t.tie(k, v)
+    for index in range(3, len(node.inputs)):
+        _attention_extra(t, index, q, k)
+    out, size = t.out_shape(), t.need(0).shape
+    if len(size) == 4:
+        t.set(0, [Block((1,), q)])
+    else:
+        t.set(0, [Block((2,), np.repeat(q, out[2] // len(q)))])
+
+
+def _heads(t: Channels, node: ir.Node, x: Operand, index: int) -> Ids | None:
+    """The ids of the heads of Q, K or V."""
+    if len(x.shape) == 4:
+        t.collapse_all(x, first=True)
+        t.freeze([b for b in x.layout if b.axes != (1,)], "attention computes over it")
+        return t.ids(x, 1)
+    count = node.attributes.get_int("q_num_heads" if index == 0 else "kv_num_heads")
+    ids = t.ids(x, 2)
+    if ids is None or count is None or count == 1:
+        return None
+    grid = ids.reshape(count, -1)
+    t.tie(grid[:, 1:], grid[:, :1])
+    return grid[:, 0]
+
+
+def _attention_extra(t: Channels, index: int, q: Ids, k: Ids) -> None:
+    """A mask may be one per head; caches are one per key head."""
+    x = t.operand(index)
+    if x is None or len(x.shape) != 4 or x.shape[1] == 1:
+        return
+    ids = t.ids(x, 1)
+    if ids is None or len(ids) != len(q if index == 3 else k):
+        t.freeze([Block((0,), q)], f"meets {x.name}, which has no heads to remove")
+    else:
+        t.tie(ids, q if index == 3 else k)

@@ -1,0 +1,328 @@
+"""Rules for operators that move data: slices, joins, reshapes, permutations."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.passes.channels import (
+    Block,
+    Channels,
+    Ids,
+    Layout,
+    Operand,
+    Unsupported,
+    index_layout,
+    reshaped,
+)
+from onnxslim_kd.passes.ties_pointwise import join
+from onnxslim_kd.shapes import slice_index
+
+
+def number(t: Channels, node: ir.Node, index: int) -> Any:
+    """Return the constant number of input ``index``, None when absent.
+
+    Raises:
+        Unsupported: It is there but not constant.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        return None
+    if value not in t.shapes.number:
+        raise Unsupported(f"its input {value.name} is not constant")
+    return t.shapes.number[value]
+
+
+def concat(t: Channels, node: ir.Node) -> None:
+    """Concat: ids are joined along the axis; the other axes must agree."""
+    operands = [t.need(i) for i in range(len(node.inputs))]
+    rank = len(operands[0].shape)
+    axis = (node.attributes.get_int("axis") or 0) % rank
+    others = _agree(t, operands, axis)
+    grids = [[b for b in o.layout if axis in b.axes] for o in operands]
+    if not any(grids):
+        t.set(0, others)
+        return
+    first = next(g[0] for g in grids if g)
+    whole = all(g and g[0].axes == first.axes for g in grids) and len(first.axes) > 1
+    if whole:  # the same grid on every side: join it along the axis, as RoPE does
+        joined = np.concatenate([g[0].ids for g in grids], axis=first.axes.index(axis))
+        t.set(0, [Block(first.axes, joined), *others])
+        return
+    parts = []
+    for operand in operands:
+        ids = t.ids(operand, axis)
+        size = operand.shape[axis]
+        if ids is None:
+            reason = f"stands beside {operand.name}, which has no channels to remove"
+            ids = np.full(size, t.pin(reason))
+        parts.append(ids)
+    t.set(0, [Block((axis,), np.concatenate(parts)), *others])
+
+
+def _agree(t: Channels, operands: list[Operand], axis: int) -> list[Block]:
+    """Tie the axes beside ``axis``, as for an elementwise operator."""
+    views = []
+    for o in operands:
+        rest = tuple(b for b in o.layout if axis not in b.axes)
+        shape = tuple(1 if a == axis else d for a, d in enumerate(o.shape))
+        views.append(Operand(o.value, rest, shape, o.constant))
+    return list(join(t, views, views[0].shape))
+
+
+def split(t: Channels, node: ir.Node) -> None:
+    """Split: each output takes its part."""
+    x = t.need(0)
+    axis = node.attributes.get_int("axis", 0) % len(x.shape)
+    start = 0
+    for index in range(len(node.outputs)):
+        size = t.out_shape(index)[axis]
+        t.set(index, index_layout(x.layout, _at(x, axis, slice(start, start + size))))
+        start += size
+
+
+def _at(x: Operand, axis: int, index: Any) -> list[Any]:
+    return [index if a == axis else slice(None) for a in range(len(x.shape))]
+
+
+def slice_(t: Channels, node: ir.Node) -> None:
+    """Slice with constant bounds wherever it cuts an axis that has ids."""
+    x = t.need(0)
+    out = t.out_shape()
+    if all(x.shape[a] == out[a] for b in x.layout for a in b.axes) and not _reverses(t, node):
+        t.set(0, x.layout)  # only axes without ids are cut: the bounds do not matter
+        return
+    parameters = [number(t, node, i) for i in range(1, 5)]
+    t.set(0, index_layout(x.layout, slice_index(len(x.shape), parameters)))
+
+
+def _reverses(t: Channels, node: ir.Node) -> bool:
+    steps = number(t, node, 4)
+    return steps is not None and bool((steps < 0).any())
+
+
+def gather(t: Channels, node: ir.Node) -> None:
+    """Gather: an embedding's features pass; constant indices pick ids along the axis."""
+    x = t.need(0)
+    indices = t.shapes.of(node.inputs[1]) if node.inputs[1] is not None else None
+    if indices is None:
+        raise Unsupported("the shape of its indices is not known")
+    axis = node.attributes.get_int("axis", 0) % len(x.shape)
+    picked = t.shapes.number.get(node.inputs[1])  # type: ignore[arg-type]
+    shift = len(indices) - 1
+    kept, out = [], []
+    for block in x.layout:
+        if axis not in block.axes:
+            kept.append(block)
+        elif picked is None:
+            if not x.constant:
+                t.freeze([block], "its indices are not constant")
+        elif (b := _picked(t, block, axis, picked)) is not None:
+            out.append(b)
+    moved = [Block(tuple(a + shift if a > axis else a for a in b.axes), b.ids) for b in kept]
+    t.set(0, [*moved, *out])
+    if x.constant and picked is None:
+        for block in moved:
+            t.produce(block.ids if len(block.axes) == 1 else None)
+
+
+def _picked(t: Channels, block: Block, axis: int, picked: Any) -> Block | None:
+    """The block after indexing ``axis`` with the array ``picked``."""
+    position = block.axes.index(axis)
+    ids = np.take(block.ids, picked, axis=position)
+    shift = picked.ndim - 1
+    axes = tuple(a + shift if a > axis else a for a in block.axes)
+    if picked.ndim == 1:
+        return Block(axes, ids)
+    if picked.ndim == 0 and ids.ndim:
+        return Block(tuple(a for i, a in enumerate(axes) if i != position), ids)
+    t.freeze([Block((0,), np.atleast_1d(ids).ravel())], "one channel is picked by its index")
+    return None
+
+
+def reshape(t: Channels, node: ir.Node) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: match the runs of axes by their products."""
+    x, out = t.need(0), t.out_shape()
+    if any(len(b.axes) > 1 for b in x.layout) and _ends_shuffle(t, node, x, out):
+        return
+    blocks: list[Block] = []
+    for block in x.layout:
+        moved = reshaped(block, x.shape, out)
+        if moved is None:
+            continue
+        if any(set(moved.axes) & set(b.axes) for b in blocks):
+            t.freeze([block], "its axis is merged with another one that has channels")
+        else:
+            blocks.append(moved)
+    t.set(0, blocks)
+
+
+def _ends_shuffle(t: Channels, node: ir.Node, x: Operand, out: tuple[int, ...]) -> bool:
+    """Recognise Reshape..Transpose..Reshape that permutes one axis: channels stay independent.
+
+    At the cut such a shuffle keeps its form where the survivors still fill a grid, and becomes
+    one Gather where they do not. Any other Reshape that ends a grid ties it to a plain axis.
+    """
+    source, path = _shuffle_source(t, x.value)
+    if source is not None and t.shapes.of(source) == out:
+        block = next((b for b in t.layout.get(source, ()) if len(b.axes) == 1), None)
+        if block is not None and len(t.layout[source]) == 1:
+            axis = block.axes[0]
+            order = _carried(t, Block((axis,), np.arange(out[axis])), [*path, node])
+            if order is not None and order.axes == (axis,):
+                t.shuffles[node] = (source, axis, order.ids)
+                t.set(0, [Block((axis,), block.ids[order.ids])])
+                return True
+    grids = [b for b in x.layout if len(b.axes) > 1]
+    if all((b := reshaped(g, x.shape, out)) is not None and len(b.axes) > 1 for g in grids):
+        return False  # still a grid afterwards
+    t.collapse_all(x, first=False)
+    return False
+
+
+def _shuffle_source(t: Channels, value: ir.Value) -> tuple[ir.Value | None, list[ir.Node]]:
+    """Walk back over Transpose and Reshape to the value before the grid."""
+    path: list[ir.Node] = []
+    while any(len(b.axes) > 1 for b in t.layout.get(value, ())):
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", "Reshape") or node.inputs[0] is None:
+            return None, []
+        path.insert(0, node)
+        value = node.inputs[0]
+    return value, path
+
+
+def _carried(t: Channels, block: Block, path: list[ir.Node]) -> Block | None:
+    """Carry a block along a path of Reshape and Transpose nodes."""
+    moved: Block | None = block
+    for node in path:
+        assert node.inputs[0] is not None
+        before, after = t.shapes.of(node.inputs[0]), t.shapes.of(node.outputs[0])
+        assert before is not None and after is not None and moved is not None
+        moved = (
+            _permuted(moved, _perm(node, len(before)))
+            if node.op_type == "Transpose"
+            else reshaped(moved, before, after)
+        )
+    return moved
+
+
+def transpose(t: Channels, node: ir.Node) -> None:
+    """Transpose: axes move."""
+    x = t.need(0)
+    perm = _perm(node, len(x.shape))
+    t.set(0, [_permuted(block, perm) for block in x.layout])
+
+
+def _perm(node: ir.Node, rank: int) -> list[int]:
+    perm = node.attributes.get_ints("perm")
+    return list(perm) if perm is not None else list(reversed(range(rank)))
+
+
+def _permuted(block: Block, perm: list[int]) -> Block:
+    """A block after Transpose, its axes in ascending order again."""
+    axes = [perm.index(a) for a in block.axes]
+    order = sorted(range(len(axes)), key=axes.__getitem__)
+    return Block(tuple(axes[i] for i in order), np.transpose(block.ids, order))
+
+
+def expand(t: Channels, node: ir.Node) -> None:
+    """Expand: new extents repeat the data, so that any of them can go."""
+    x, out = t.need(0), t.out_shape()
+    shift = len(out) - len(x.shape)
+    blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in x.layout]
+    spanned = {a + shift for a, d in enumerate(x.shape) if d > 1}
+    made = [
+        Block((a,), t.made_up(node.outputs[0], a, d))
+        for a, d in enumerate(out)
+        if d > 1 and a not in spanned
+    ]
+    t.set(0, [*blocks, *made])
+
+
+def constant_of_shape(t: Channels, node: ir.Node) -> None:
+    """ConstantOfShape: any part of it can go."""
+    out = t.out_shape()
+    t.set(0, [Block((a,), t.made_up(node.outputs[0], a, d)) for a, d in enumerate(out) if d > 1])
+
+
+def tile(t: Channels, node: ir.Node) -> None:
+    """Tile: ids repeat along the axis."""
+    x, repeats = t.need(0), number(t, node, 1)
+    blocks = []
+    for block in x.layout:
+        times = [int(repeats[a]) for a in block.axes]
+        blocks.append(Block(block.axes, np.tile(block.ids, times)))
+    t.set(0, blocks)
+
+
+def pad(t: Channels, node: ir.Node) -> None:
+    """Pad: constant padding is made up, and can go; reflected or repeated channels cannot."""
+    x, out = t.need(0), t.out_shape()
+    blocks: list[Block] = []
+    before, after = pads(t, node, len(x.shape))
+    for block in x.layout:
+        if not any(before[a] or after[a] for a in block.axes):
+            blocks.append(block)
+        elif len(block.axes) > 1 or node.attributes.get_string("mode", "constant") != "constant":
+            t.freeze([block], "the axis is padded")
+        else:
+            axis = block.axes[0]
+            made = t.made_up(node.outputs[0], axis, before[axis] + after[axis])
+            ids = np.concatenate([made[: before[axis]], block.ids, made[before[axis] :]])
+            blocks.append(Block((axis,), ids[: out[axis]]))
+    t.set(0, blocks)
+
+
+def pads(t: Channels, node: ir.Node, rank: int) -> tuple[list[int], list[int]]:
+    """Return the pads before and after every axis; refuse negative ones on axes with ids."""
+    amounts = [int(p) for p in number(t, node, 1)]
+    axes = number(t, node, 3)
+    which = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
+    before, after = [0] * rank, [0] * rank
+    for i, axis in enumerate(which):
+        before[axis], after[axis] = amounts[i], amounts[i + len(which)]
+    x = t.need(0)
+    if any(before[a] < 0 or after[a] < 0 for b in x.layout for a in b.axes):
+        raise Unsupported("it crops an axis that has channels")
+    return before, after
+
+
+def resize(t: Channels, node: ir.Node) -> None:
+    """Resize, Upsample: axes that keep their size pass; a resized one must stay."""
+    x, out = t.need(0), t.out_shape()
+    scaled = {a for a, d in enumerate(x.shape) if d != out[a]}
+    t.freeze([b for b in x.layout if scaled & set(b.axes)], "the axis is resized")
+    t.set(0, [b for b in x.layout if not scaled & set(b.axes)])
+
+
+def depth_to_space(t: Channels, node: ir.Node) -> None:
+    """DepthToSpace: b*b input channels become one output channel, and go together."""
+    x = t.need(0)
+    ids = t.ids(x, 1)
+    if ids is None:
+        return
+    b = node.attributes.get_int("blocksize")
+    assert b is not None
+    crd = node.attributes.get_string("mode", "DCR") == "CRD"
+    grid = ids.reshape(-1, b * b) if crd else ids.reshape(b * b, -1).T
+    t.tie(grid[:, 1:], grid[:, :1])
+    t.set(0, [Block((1,), np.ascontiguousarray(grid[:, 0]))])
+
+
+def space_to_depth(t: Channels, node: ir.Node) -> None:
+    """SpaceToDepth: each channel becomes b*b of them, block offset first."""
+    x = t.need(0)
+    ids: Ids | None = t.ids(x, 1)
+    b = node.attributes.get_int("blocksize")
+    assert b is not None
+    t.set(0, [] if ids is None else [Block((1,), np.tile(ids, b * b))])
+
+
+def spatial(t: Channels, node: ir.Node) -> None:
+    """Poolings, GridSample, ...: batch and channel pass, spatial axes are computed over."""
+    x = t.need(0)
+    inner: Layout = tuple(b for b in x.layout if max(b.axes) > 1)
+    t.freeze(inner, "a spatial axis is computed over")
+    for index in range(len(node.outputs)):
+        t.set(index, [b for b in x.layout if max(b.axes) <= 1])
