@@ -186,21 +186,26 @@ def normalised(model: ir.Model) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     low, high = IR_VERSIONS
     model.ir_version = min(max(model.ir_version or low, low), high)
-    _raise_opset(model)
+    raise_opset(model)
     _name_nodes(model)
     infer_shapes(model)
     _explicit_pads(model)
 
 
-def _raise_opset(model: ir.Model) -> None:
+def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
+    """Convert ``model`` to opset ``lowest``, in place, unless it has that or a newer one.
+
+    Raises:
+        ModelError: An operator has no newer form.
+    """
     version = model.graph.opset_imports.get("", OPSET)
-    if version >= OPSET:
+    if version >= lowest:
         return
     with without_weights(model) as proto:
         try:
-            raised = onnx.version_converter.convert_version(proto, OPSET)
+            raised = onnx.version_converter.convert_version(proto, lowest)
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"opset {version} cannot be raised to {OPSET}: {error}") from error
+            raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
     _adopt(model, ir.serde.deserialize_model(raised))
 
 

@@ -23,6 +23,8 @@ class Teacher(_Frozen):
     name: str
     prefix: str
     """Of every name that came from the teacher."""
+    inputs: dict[str, str] = {}
+    """The teacher's own input -> the value of the graph that feeds it."""
     outputs: tuple[str, ...]
     """The teacher's own outputs, prefixed; they are values of the graph, not graph outputs."""
 
