@@ -33,7 +33,8 @@ class Session:
         threads: Threads inside an operator; 0 lets the runtime choose.
         optimise: False runs the graph as written.
         profile_prefix: Where to write a trace of every operator; None for no trace.
-        spin: False lets idle worker threads sleep, so that they take no core from another session.
+        spin: False stops the worker threads from spinning once a run is over, so that an idle
+            session takes no core from another one.
 
     Raises:
         UserError: The provider is not available here.
@@ -62,7 +63,7 @@ class Session:
             levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         )
         if not spin:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = profile_prefix
