@@ -11,23 +11,20 @@ write("strip", claims=[Claim("never slower", "<= 1.00", str(ratio), met=ratio.lo
 import dataclasses
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd import runtime, timing
+from onnxslim_kd import machine, runtime, timing
 from onnxslim_kd.timing import Timing
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("onnxslim-kd", "onnxruntime-gpu", "onnxruntime", "onnx", "onnx-ir", "numpy", "torch")
-THREADS = timing.cores()
+THREADS = machine.cores()
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def compare(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 30, seconds: float = 30.0
 ) -> dict[str, Timing]:
     """Time callables interleaved (A B B A ...); the noise of the machine goes to stderr."""
-    load = timing.load_average()
+    load = machine.load_average()
     timings = timing.interleave(list(calls.values()), rounds=rounds, seconds=seconds)
     for sentence in timing.noise(timings[0], load=load):
         print(f"note: {sentence}", file=sys.stderr)
@@ -57,17 +54,6 @@ def session_call(
     """Return a call that runs ``model`` once; ``options`` go to `runtime.Session`."""
     session = runtime.Session(model, **{"threads": THREADS, "spin": False} | options)
     return lambda: session.run(feeds)
-
-
-def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what the numbers depend on: processor, cores, versions; no host name, no path."""
-    found = {"python": platform.python_version()}
-    for name in (*PACKAGES, *packages):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # only one of the two onnxruntime packages is there
-            continue
-    return {"cpu": timing.cpu(), "cores": timing.cores(), "versions": found}
 
 
 def write(
@@ -87,7 +73,7 @@ def write(
     """
     result = {
         "command": f"python benchmarks/{name}.py",
-        "environment": environment(packages),
+        "environment": machine.environment(("torch", *packages)),
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "rows": list(rows),
     }

@@ -78,7 +78,8 @@ class Session:
             raise UserError(f"provider {provider} was asked for but {ran} would run; no GPU here?")
         self.provider = provider
         self.inputs = self._session.get_inputs()
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        self.results = self._session.get_outputs()
+        self.outputs = [value.name for value in self.results]
 
     @staticmethod
     def _open(

@@ -5,17 +5,15 @@ slows the machine for a second then hits all of them, and none always follows th
 """
 
 import gc
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxslim_kd.machine import cores
 from onnxslim_kd.statistics import Latency, Ratio, drift, latency, paired_ratio, spread
 
 Call = Callable[[], object]
@@ -114,15 +112,12 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-# ----------------------------------------------------------------------- the machine
-
-
 def noise(reference: Timing, *, load: float | None = None) -> list[str]:
     """Return what speaks against trusting the times, one sentence each.
 
     Args:
         reference: The timing that all others are compared with.
-        load: The load average before measuring, as `load_average` gave it.
+        load: The load average before measuring, as `machine.load_average` gave it.
     """
     said = []
     apart, moved = spread(reference.medians), drift(reference.medians)
@@ -142,25 +137,3 @@ def noise(reference: Timing, *, load: float | None = None) -> list[str]:
             f"busy machine: the load average was {load:.1f} on {cores()} cores before measuring"
         )
     return said
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def load_average() -> float | None:
-    """Return the load of the last minute, or None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def cpu() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
