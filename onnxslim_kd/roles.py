@@ -55,7 +55,7 @@ class Label(_Frozen):
     """A graph input for ground truth."""
 
     input: str
-    kind: Literal["class", "mask", "boxes"] = "class"
+    kind: Literal["class", "mask", "boxes", "soft", "ratios"] = "class"
 
 
 class Roles(_Frozen):
