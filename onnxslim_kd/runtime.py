@@ -56,7 +56,7 @@ class Session:
         if wanted is None:
             raise UserError(f"provider {provider!r} is not one of {', '.join(PROVIDERS)}")
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, not printed
         options.intra_op_num_threads = threads
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = (

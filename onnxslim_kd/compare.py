@@ -1,0 +1,258 @@
+"""Whether two models compute the same: inputs to feed, and the difference of their outputs.
+
+reference = Reference.of(original)                 # runs the original once, on two input shapes
+reference.differs(changed)                         # None, or a sentence that says what differs
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.errors import OperationError, ProofError, UserError
+from onnxslim_kd.model import name_of
+from onnxslim_kd.runtime import Array, Session, random_feeds
+from onnxslim_kd.shapes import choose_inputs
+
+Runnable: TypeAlias = str | os.PathLike[str] | ir.Model | Session
+Feeds: TypeAlias = Mapping[str, Array]
+TOLERANCE = 1e-4
+"""Of an output's largest magnitude: float32 through a hundred layers stays well below."""
+_SMALLEST = 1e-6
+"""Magnitudes below count as this one: an output of zeros has no relative difference."""
+_SIZES = (
+    (2, 64),
+    (3, 96),
+    (2, 32),
+    (1, 16),
+    (1, 224),
+    (1, 48),
+    (2, 512),
+    (1, 576),
+    (1, 320),
+    (1, 1),
+)
+"""(batch, every other dynamic dimension) in the order in which they are tried."""
+
+
+def sample_shapes(
+    model: ir.Model, variants: int = 2, given: Mapping[str, Sequence[int]] | None = None
+) -> list[dict[str, tuple[int, ...]]]:
+    """Return full input shapes for ``model``: ``variants`` of them, one when nothing is dynamic.
+
+    Args:
+        model: Whose graph inputs to shape.
+        variants: How many choices of the dynamic dimensions.
+        given: Shapes of inputs by name instead of the choices made here.
+
+    Raises:
+        UserError: ``given`` names no input or contradicts its static dimensions.
+    """
+    asked = choose_inputs(model, given, 0) if given else {}
+    fixed = {name: asked[name] for name in given or ()}
+    found: list[dict[str, tuple[int, ...]]] = []
+    for batch, size in _SIZES:
+        shapes = dict(_chosen(model, batch, size)) | fixed
+        if shapes not in found:
+            found.append(shapes)
+    return found[:variants]
+
+
+def _chosen(model: ir.Model, batch: int, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Shapes for the inputs; equal symbols get equal numbers, an input's first one is its batch."""
+    symbols: dict[str, int] = {}
+    for value in model.graph.inputs:
+        shape = list(value.shape or ())
+        dynamic = [axis for axis, dim in enumerate(shape) if not _is_static(dim)]
+        for axis in dynamic:
+            is_batch = axis == dynamic[0] and len(shape) > 1 and (axis == 0 or len(shape) < 4)
+            symbol = getattr(shape[axis], "value", None) or f"{value.name}.{axis}"
+            shape[axis] = symbols.setdefault(str(symbol), batch if is_batch else size)
+        yield name_of(value), tuple(dim for dim in shape if isinstance(dim, int))
+
+
+def _is_static(dim: object) -> bool:
+    return isinstance(dim, int) and dim >= 0  # -1 is how old exporters write "any"
+
+
+def make_feeds(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]], *, seed: int = 0
+) -> dict[str, Array]:
+    """Make random inputs; an integer that the graph compares with a constant may get that one.
+
+    Raises:
+        UserError: An input's type cannot be made up (strings, sequences).
+    """
+    feeds = random_feeds(model, shapes, seed=seed)
+    for value in model.graph.inputs:
+        name = name_of(value)
+        choices = _compared(value) if feeds[name].dtype.kind in "iu" else []
+        if choices and seed % 2:
+            feeds[name] = np.full_like(feeds[name], choices[seed // 2 % len(choices)])
+    return feeds
+
+
+def _compared(value: ir.Value) -> list[Any]:
+    """The constants that ``value`` is tested for: each opens another branch of the graph."""
+    found = []
+    for node in value.consumers():
+        if node.op_type == "Equal":
+            for other in node.inputs:
+                tensor = _constant(other)
+                if tensor is not None and tensor.size == 1:
+                    found.append(tensor.numpy().item())
+    return found
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None else ir.convenience.get_const_tensor(value)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model computes, to hold others against."""
+
+    feeds: tuple[Feeds, ...]
+    outputs: tuple[Mapping[str, Array], ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: ir.Model,
+        *,
+        source: Runnable | None = None,
+        outputs: Sequence[str] | None = None,
+        given: Mapping[str, Sequence[int]] | None = None,
+        variants: int = 2,
+    ) -> "Reference":
+        """Run ``model`` on ``variants`` input shapes that it takes.
+
+        Args:
+            model: Its inputs are fed.
+            source: What to run instead, for example the file that ``model`` was loaded from.
+            outputs: The outputs to compare; None for all.
+            given: Shapes of inputs by name.
+            variants: How many inputs; of a static model they differ in their numbers alone.
+
+        Raises:
+            ProofError: No input was found that the model runs with.
+            UserError: As in `sample_shapes` and `make_feeds`.
+        """
+        session = _session(model if source is None else source)
+        feeds: list[Feeds] = []
+        results: list[Mapping[str, Array]] = []
+        error: OperationError | None = None
+        shapes = sample_shapes(model, len(_SIZES), given)
+        tries = shapes if len(shapes) > 1 else shapes * variants
+        for choice in tries:
+            candidate = make_feeds(model, choice, seed=len(feeds))
+            try:
+                results.append(session.run(candidate, outputs))
+                feeds.append(candidate)
+            except OperationError as refused:  # this shape is not for this model
+                error = refused
+            if len(feeds) == variants:
+                break
+        if not feeds:
+            raise ProofError(
+                f"the original does not run with any of {len(tries)} input shapes tried;"
+                f" give one with --input NAME=1x3x224x224 (last: {error})"
+            )
+        return cls(tuple(feeds), tuple(results))
+
+    @property
+    def shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """The input shapes that ran."""
+        return [{name: array.shape for name, array in feed.items()} for feed in self.feeds]
+
+    def worst(self, model: Runnable, names: Mapping[str, str] | None = None) -> float:
+        """Return the largest relative difference of ``model``'s outputs.
+
+        Args:
+            model: What to run on the inputs of the reference.
+            names: Its output for each output of the reference, where the names differ.
+
+        Raises:
+            ProofError: A shape, a type, an integer or a NaN differs, or the model does not run.
+        """
+        session = _session(model)
+        known = {value.name for value in session.inputs}
+        largest = 0.0
+        for feed, wanted in zip(self.feeds, self.outputs, strict=True):
+            mapped = {(names or {}).get(name, name): want for name, want in wanted.items()}
+            try:
+                got = session.run({k: v for k, v in feed.items() if k in known}, list(mapped))
+            except OperationError as error:
+                raise ProofError(str(error)) from error
+            for name, want in mapped.items():
+                largest = max(largest, difference(name, want, got[name]))
+        return largest
+
+    def differs(
+        self,
+        model: Runnable,
+        *,
+        tolerance: float = TOLERANCE,
+        names: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """Return what differs between the reference and ``model``, or None."""
+        try:
+            worst = self.worst(model, names)
+        except (ProofError, UserError) as error:
+            return str(error)
+        if worst > tolerance:
+            return f"outputs differ by {worst:.1e} of their magnitude, {tolerance:.0e} allowed"
+        return None
+
+
+def outputs_differ(
+    first: ir.Model, second: Runnable, feeds: Sequence[Feeds] = (), *, tolerance: float = TOLERANCE
+) -> str | None:
+    """Return what differs between the outputs of two models, or None.
+
+    Args:
+        first: The reference.
+        second: The model to hold against it, with the same names of inputs and outputs.
+        feeds: Inputs; without any, `Reference.of` makes them.
+        tolerance: Largest difference over the reference's largest magnitude, for each output.
+    """
+    if feeds:
+        session = Session(first, optimise=False)
+        reference = Reference(tuple(feeds), tuple(session.run(feed) for feed in feeds))
+    else:
+        reference = Reference.of(first)
+    return reference.differs(second, tolerance=tolerance)
+
+
+def difference(name: str, want: Array, got: Array) -> float:
+    """Return the largest difference over the largest magnitude of ``want``.
+
+    Raises:
+        ProofError: The shape or type differs, or what has no magnitude does (integers, NaN).
+    """
+    if want.shape != got.shape or want.dtype != got.dtype:
+        raise ProofError(
+            f"output {name} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}"
+        )
+    if want.dtype.kind in "iubSUO":
+        if not np.array_equal(want, got):
+            raise ProofError(f"output {name}: {np.count_nonzero(want != got)} values differ")
+        return 0.0
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(want)
+    if not np.array_equal(finite, np.isfinite(got)) or not np.array_equal(
+        want[~finite], got[~finite], equal_nan=True
+    ):
+        raise ProofError(f"output {name}: NaN or infinity stands elsewhere")
+    if not finite.any():
+        return 0.0
+    scale = max(float(np.abs(want[finite]).max()), _SMALLEST)
+    return float(np.abs(want[finite] - got[finite]).max()) / scale
+
+
+def _session(model: Runnable) -> Session:
+    """A session that runs the graph as written: the runtime's fusions would add their own noise."""
+    return model if isinstance(model, Session) else Session(model, optimise=False)
