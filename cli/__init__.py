@@ -13,8 +13,10 @@ from onnxslim_kd.errors import OnnxSlimError
 # name -> what `onnxslim-kd --help` says of it; the module is onnxslim_kd.cli.<name with _>, and
 # it is imported only when its command runs, for onnxruntime and torch take seconds.
 COMMANDS = {
+    "export": "Write an architecture, or your torch module, as ONNX with live BatchNormalization.",
     "inspect": "List parameters, groups, shapes and costs of a model.",
     "prune": "Remove whole channels of chosen parameters, with proof.",
+    "train": "Fine-tune or distil a model, plain or merged.",
 }
 
 
