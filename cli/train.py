@@ -1,0 +1,168 @@
+"""``onnxslim-kd train``: fine-tune and distil."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+FILE = click.Path(path_type=Path)
+SHOWN = 8
+"""Names listed before "and N more"."""
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="Where the trained model goes.")
+@click.option("--config", type=FILE, help="YAML with the settings below, and all others.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@click.option("--data", help="digits, npz:F, idx:DIR, folder:DIR, imagelist:F, coco:F, module:fn.")
+@click.option("--val-data", help="What is evaluated on after every epoch.")
+@click.option("--preprocess", help="Steps, as in random-crop=224,flip,normalize=imagenet.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", "optimizer__lr", type=float, help="Learning rate.")
+@click.option("--optimizer", "optimizer__name", type=click.Choice(["sgd", "adam", "adamw"]))
+@click.option("--weight-decay", "optimizer__weight_decay", type=float)
+@click.option("--schedule", "schedule__kind", help="constant, piecewise, cosine, linear or poly.")
+@click.option("--warmup", "schedule__warmup", type=float, help="Epochs of rising learning rate.")
+@click.option("--train", multiple=True, metavar="RE", help="Parameters to train as well.")
+@click.option("--freeze", multiple=True, metavar="RE", help="Parameters to leave as they are.")
+@click.option("--bn", type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]))
+@click.option("--like", type=FILE, help="The original of a pruned model, for --bn reinsert.")
+@click.option("--init-from", type=FILE, help="Take weights of the same name and shape from here.")
+@click.option("--metric", help="auto, top1, miou, map, loss or module:function.")
+@click.option("--checkpoint", type=FILE, help="Folder; resumes from it.")
+@click.option("--checkpoint-steps", type=int, help="Also inside an epoch, every so many steps.")
+@click.option("--save-eval-model/--no-save-eval-model", default=None)
+@click.option("--max-bad", type=int, help="Unreadable samples that are left out. [default: 0]")
+@click.option("--workers", type=int, help="Processes that decode images.")
+@click.option("--seed", type=int)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--threads", type=int)
+@click.option("--amp", type=click.Choice(["none", "bf16", "fp16"]))
+@click.option("--ema", type=float, help="Decay of a moving average of the weights.")
+@click.option("--accumulate", type=int, help="Pieces in which a batch is computed.")
+@click.option("--clip-norm", type=float)
+@click.option("--mutual/--no-mutual", default=None, help="The teacher trains as well.")
+@click.option("--teacher-runtime", type=click.Choice(["auto", "ort", "torch"]))
+@click.option("--cache-teacher/--no-cache-teacher", default=None)
+@click.option("--log", type=FILE, help="A file of JSON lines.")
+@click.option("--tensorboard", type=FILE)
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on the terminal.")
+def train(
+    model: Path,
+    output: Path,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Fine-tune or distil MODEL, plain or merged; the names stay, the weights get better."""
+    from onnxslim_kd import model as model_io
+    from onnxslim_kd.training import config as configs
+    from onnxslim_kd.training.engine import train as run
+    from onnxslim_kd.training.journal import journal
+
+    held = configs.read(config, overrides)
+    for key, value in settings.items():
+        if value not in (None, ()):
+            configs.put(
+                held, key.replace("__", "."), list(value) if isinstance(value, tuple) else value
+            )
+    chosen = configs.parse(held)
+    model_io.check_writable(output, overwrite=force)
+    loaded = model_io.load(model)
+    with (
+        _terminal(chosen.epochs, as_json=as_json) as terminal,
+        journal(terminal, chosen.log, chosen.tensorboard) as listen,
+    ):
+        outcome = run(loaded, chosen, listen)
+    if not outcome.finished:
+        hint = "run the same command again to go on" if chosen.checkpoint else "nothing is kept"
+        click.echo(f"Stopped before the end; {hint}.", err=True)
+        sys.exit(130)
+    if outcome.leads:
+        model_io.save(outcome.model, output, overwrite=force)
+        click.echo(f"Wrote {output}", err=as_json)
+
+
+@contextmanager
+def _terminal(epochs: int, *, as_json: bool) -> Iterator[Any]:
+    """Give a listener: JSON lines, a progress bar on a terminal, or plain lines."""
+    console = Console()
+    if as_json:
+        yield lambda event: click.echo(json.dumps(event)) if event["event"] != "tick" else None
+        return
+    if not console.is_terminal:
+        yield lambda event: click.echo("\n".join(describe(event)), nl=bool(describe(event)))
+        return
+    columns = ("[progress.description]{task.description}", "{task.fields[loss]}")
+    with Progress(
+        TextColumn(columns[0]),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn(columns[1]),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("epoch", total=None, loss="")
+
+        def listen(event: Mapping[str, Any]) -> None:
+            if event["event"] in ("tick", "step"):
+                done = event["epoch"] * event["steps"] + event["step"]
+                progress.update(task, completed=done, total=epochs * event["steps"])
+            if event["event"] == "step":
+                loss = f"loss {event['loss']:.4g} {event['samples_per_second']:.0f}/s"
+                where = f"epoch {event['epoch'] + 1}/{epochs}"
+                progress.update(task, loss=loss, description=where)
+                return
+            for line in describe(event):
+                progress.console.print(line, highlight=False)
+
+        yield listen
+
+
+def describe(event: Mapping[str, Any]) -> list[str]:
+    """Return an event as lines for people."""
+    kind = event["event"]
+    if kind == "start":
+        lines = [f"trains {len(event['trained'])} tensors, {event['numbers']:,} numbers"]
+        lines += _listed("frozen", event["frozen"])
+        lines += _listed("not on the way to the loss", event["unused"])
+        if event["teacher"]:
+            lines.append(f"teacher runs in {event['teacher']}")
+        return lines
+    if kind == "unreached":
+        return _listed("gets no gradient", event["names"])
+    if kind == "init":
+        lines = [f"init-from: {event['loaded']} tensors"]
+        lines += _listed("other shape, kept", event["other_shape"])
+        return lines + _listed("not in that file, kept", event["missing"])
+    if kind == "resume":
+        return [f"resumes after epoch {event['epoch']}, step {event['step']}"]
+    if kind in ("step", "epoch"):
+        return [_numbers(event)]
+    return []
+
+
+def _listed(what: str, names: Any) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(list(names)[:SHOWN])
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{what} ({len(names)}): {shown}{more}"]
+
+
+def _numbers(event: Mapping[str, Any]) -> str:
+    where = f"epoch {event['epoch']}" + (f" step {event['step']}" if "step" in event else "")
+    rest = {k: v for k, v in event.items() if k not in ("event", "epoch", "step", "steps")}
+    return f"{where}: " + ", ".join(f"{name} {value:.5g}" for name, value in rest.items())

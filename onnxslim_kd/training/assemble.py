@@ -1,0 +1,139 @@
+"""From a model and settings to a `Plant`: every check that needs no step happens here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd import roles as roles_io
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.training import checkpoint, optim
+from onnxslim_kd.training.config import TrainConfig
+from onnxslim_kd.training.data import Loader, check_labels
+from onnxslim_kd.training.datasets import open_source
+from onnxslim_kd.training.distributed import World
+from onnxslim_kd.training.feeds import Feeder
+from onnxslim_kd.training.initial import load_weights
+from onnxslim_kd.training.lowering import Lowered, lower
+from onnxslim_kd.training.objective import Objective, classes_of
+from onnxslim_kd.training.plant import Plant
+from onnxslim_kd.training.selection import (
+    Selection,
+    freeze_statistics,
+    select,
+    teacher_prefixes,
+)
+from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
+from onnxslim_kd.training.transforms import Preprocess
+
+Speak = Callable[[Mapping[str, Any]], None]
+
+
+def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -> Plant:
+    """Put together a run of ``model``; say what trains and what does not.
+
+    Raises:
+        UserError: Settings, data and model do not fit together.
+        ModelError: Operators that cannot be trained; all are listed.
+    """
+    if config.amp == "fp16" and world.device == "cpu":
+        raise UserError("amp fp16 needs a CUDA device; use bf16 or none on the CPU")
+    roles = roles_io.read(model)
+    if config.init_from is not None:
+        speak({"event": "init", **load_weights(model, model_io.load(config.init_from))})
+    feeder = Feeder(model, roles, config.seed, world.device, world.shard)
+    loader, val_loader = _loaders(config, feeder, world)
+    objective = Objective(model, roles, config)
+    _check_classes(model, objective, loader, val_loader)
+    selection = select(model, roles, config)
+    parts = None if config.mutual else split(model, teacher_prefixes(roles))
+    lowered = _lowered(parts.rest if parts else model, objective, selection, config)
+    lowered.to(world.device)
+    freeze_statistics(model, roles, config, lowered)
+    world.broadcast([*lowered.parameters_by_name.values(), *lowered.buffers_by_name.values()])
+    teacher = _teacher(parts, config, world, len(loader.source)) if parts else None
+    speak(_inventory(selection, lowered, teacher))
+    return Plant(
+        model=model,
+        roles=roles,
+        config=config,
+        world=world,
+        lowered=lowered,
+        objective=objective,
+        feeder=feeder,
+        loader=loader,
+        val_loader=val_loader,
+        teacher=teacher,
+        optimizer=optim.build(lowered.parameters_by_name, config),
+        fingerprint=checkpoint.fingerprint(model),
+    )
+
+
+def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader, Loader | None]:
+    preprocess = Preprocess(config.preprocess)
+    shapes = feeder.shapes()
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "workers": config.workers,
+        "shard": world.shard,
+        "max_bad": config.max_bad,
+    }
+    loader = Loader(open_source(config.data, shapes), preprocess, **settings)
+    val_data = config.val_data
+    if val_data is None and config.data == "digits":
+        val_data = "digits?split=test"
+    if val_data is None:
+        return loader, None
+    return loader, Loader(open_source(val_data, shapes), preprocess, **settings)
+
+
+def _check_classes(model: ir.Model, objective: Objective, *loaders: Loader | None) -> None:
+    classes = classes_of(model, objective.scores)
+    for loader in loaders:
+        if loader is not None:
+            check_labels(loader.source, classes)
+
+
+def _lowered(
+    model: ir.Model, objective: Objective, selection: Selection, config: TrainConfig
+) -> Lowered:
+    names = [name for name in selection.trained if name in model.graph.initializers]
+    lowered = lower(model, trainable=names, outputs=objective.all_outputs())
+    if not lowered.parameters_by_name:
+        raise UserError("no parameter that trains is on the way to the loss")
+    if config.channels_last:
+        for tensor in [*lowered.parameters(), *lowered.buffers()]:
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return lowered
+
+
+def _teacher(parts: Split, config: TrainConfig, world: World, samples: int) -> Teacher:
+    engine = config.teacher_runtime
+    if engine == "auto":
+        engine = "ort" if world.device == "cpu" else "torch"
+    cache = None
+    if config.cache_teacher:
+        if Preprocess(config.preprocess).is_random or config.labels.mixup or config.labels.cutmix:
+            raise UserError(
+                "cache_teacher needs the same images in every epoch; take random steps out of"
+                " preprocess, and mixup and cutmix out of labels"
+            )
+        cache = Cache(samples, config.cache_mib * 2**20)
+    return Teacher(parts, engine=engine, device=world.device, cache=cache)
+
+
+def _inventory(selection: Selection, lowered: Lowered, teacher: Teacher | None) -> dict[str, Any]:
+    """Say what trains, what is frozen and what the loss never touches."""
+    trained = lowered.parameters_by_name
+    return {
+        "event": "start",
+        "trained": {name: selection.trained[name] for name in trained},
+        "numbers": sum(parameter.numel() for parameter in trained.values()),
+        "frozen": dict(selection.frozen),
+        "unused": [name for name in selection.trained if name not in trained],
+        "teacher": teacher.engine if teacher else None,
+    }

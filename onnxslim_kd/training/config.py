@@ -1,0 +1,217 @@
+"""Every setting of a training run; unknown keys and impossible values are refused by name."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from onnxslim_kd.errors import UserError, near_misses
+from onnxslim_kd.training.schedules import Schedule
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Optimizer(_Strict):
+    """What turns gradients into steps."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = Field(default=1e-4, ge=0)
+    decay_vectors: bool = False
+    """Whether norms and biases (parameters of rank 0 and 1) decay as well."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of more parameters that do not decay."""
+
+
+class Group(_Strict):
+    """Other settings for the parameters that match; the first group that matches counts."""
+
+    match: str
+    lr_factor: float = Field(default=1.0, ge=0)
+    weight_decay: float | None = None
+
+
+class Term(_Strict):
+    """What to change about one loss term of the merged graph."""
+
+    weight: float | None = None
+    start_epoch: int | None = Field(default=None, ge=0)
+    end_epoch: int | None = Field(default=None, ge=1)
+
+
+class Labels(_Strict):
+    """The trainer's own loss on ground truth, besides the terms inside the graph."""
+
+    weight: float | None = Field(default=None, ge=0)
+    """None is 1 for a plain model and 0 for a merged one."""
+    loss: str = "ce"
+    """ce (cross-entropy), mse, or module:function(outputs, entries) -> scalar tensor."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    start_epoch: int = Field(default=0, ge=0)
+    end_epoch: int | None = Field(default=None, ge=1)
+
+
+class Sparsity(_Strict):
+    """Shrink whole channels while training, so that a later cut loses less."""
+
+    pattern: str
+    strength: float = Field(default=1e-4, gt=0)
+
+
+class Cut(_Strict):
+    """Prune before ``epoch`` begins."""
+
+    epoch: int = Field(ge=0)
+    pattern: str
+    ratio: float = Field(gt=0, lt=1)
+
+
+class TrainConfig(_Strict):
+    """A training run. The model comes separately; nothing here is stored in checkpoints."""
+
+    data: str = "digits"
+    val_data: str | None = None
+    """None evaluates on digits?split=test for digits and otherwise not at all."""
+    preprocess: str = ""
+    max_bad: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    """Samples per optimiser step, over all processes and accumulated parts together."""
+    seed: int = Field(default=0, ge=0)
+
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    groups: tuple[Group, ...] = ()
+    clip_norm: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    terms: dict[str, Term] = {}
+    labels: Labels = Labels()
+    train: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    mutual: bool = False
+    """Mutual learning: the teacher trains as well."""
+    bn: Literal["auto", "keep", "reinsert", "none", "frozen"] = "auto"
+    like: Path | None = None
+    """The original of a pruned model: its statistics set re-inserted BatchNormalizations."""
+    init_from: Path | None = None
+    cuts: tuple[Cut, ...] = ()
+    sparsity: Sparsity | None = None
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    channels_last: bool = True
+    compile: bool = False
+    sync_bn: bool = False
+    teacher_runtime: Literal["auto", "ort", "torch"] = "auto"
+    cache_teacher: bool = False
+    cache_mib: int = Field(default=4096, ge=1)
+
+    metric: str = "auto"
+    """auto, top1, miou, map, loss, or module:function(outputs, entries) -> numbers to average."""
+    eval_every: int = Field(default=1, ge=1)
+    checkpoint: Path | None = None
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=3, ge=1)
+    """How many checkpoints stay, the newest ones."""
+    save_eval_model: bool = True
+    log: Path | None = None
+    log_steps: int = Field(default=20, ge=1)
+    tensorboard: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by accumulate {self.accumulate}"
+            )
+        if self.labels.mixup and self.labels.cutmix:
+            raise ValueError("labels.mixup and labels.cutmix exclude each other")
+        return self
+
+
+def parse(settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the config that ``settings`` describe.
+
+    Raises:
+        UserError: A key is not known (the nearest is named) or a value is impossible.
+    """
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise UserError("; ".join(_sentence(entry) for entry in error.errors())) from error
+
+
+def read(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the settings of a YAML file with ``a.b=value`` overrides applied.
+
+    Raises:
+        UserError: The file is not YAML, or an override is not ``key=value``.
+    """
+    settings: Any = {}
+    if path is not None:
+        try:
+            settings = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: must hold settings, got a {type(settings).__name__}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"override {override!r} must be key=value, for instance epochs=5")
+        put(settings, key, yaml.safe_load(value))
+    return dict(settings)
+
+
+def put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested settings; lists take their index.
+
+    Raises:
+        UserError: The path does not exist in a list, or goes through a plain value.
+    """
+    *parents, last = key.split(".")
+    place: Any = settings
+    try:
+        for part in parents:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place[int(part)]
+        if isinstance(place, dict):
+            place[last] = value
+        else:
+            place[int(last)] = value
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"override {key!r} does not fit the settings: {error}") from error
+
+
+def _sentence(entry: Any) -> str:
+    where = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        known = _fields(entry["loc"][:-1])
+        return f"setting {where!r} is not known{near_misses(str(entry['loc'][-1]), known)}"
+    message = entry["msg"].removeprefix("Value error, ")
+    if not where:
+        return str(message)
+    return f"setting {where!r}: {message}, got {entry['input']!r}"
+
+
+def _fields(path: Iterable[Any]) -> list[str]:
+    """Return the names of the settings below ``path``."""
+    model: Any = TrainConfig
+    for part in path:
+        if part in getattr(model, "model_fields", {}):
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((kind for kind in inner if hasattr(kind, "model_fields")), model)
+    return list(model.model_fields)

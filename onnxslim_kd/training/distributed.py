@@ -1,0 +1,98 @@
+"""Many processes as one: each takes its part of the batch, gradients are averaged.
+
+Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process.
+With the same whole batch the weights equal those of one process, up to the order of additions
+(BatchNormalization in training mode counts its own part of the batch, unless sync_bn).
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from onnxslim_kd.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Return (rank, processes)."""
+        return self.rank, self.size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def average(self, tensors: Iterable[Tensor | None]) -> None:
+        """Replace each tensor by its mean over all processes, in place, in one message a type."""
+        held = [tensor for tensor in tensors if tensor is not None]
+        if self.size == 1 or not held:
+            return
+        for dtype in sorted({tensor.dtype for tensor in held}, key=str):
+            same = [tensor for tensor in held if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            dist.all_reduce(flat)
+            flat /= self.size
+            parts = torch.split(flat, [tensor.numel() for tensor in same])
+            for tensor, part in zip(same, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the tensors of the first one."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001  (the flag is the value, not a mode)
+        """Tell whether ``flag`` is set in any process."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor)
+
+    def wait(self) -> None:
+        """Let every process come to this line."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started; leave them at the end of the block.
+
+    Args:
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: cuda was asked for and is not here.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch finds no CUDA device here")
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if kind == "cuda":
+        place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(place)
+    else:
+        place = "cpu"
+    if size == 1:
+        yield World(device=place)
+        return
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, place)
+    finally:
+        dist.destroy_process_group()

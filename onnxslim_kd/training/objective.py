@@ -1,0 +1,231 @@
+"""The loss of a step: the graph's terms that are active in the epoch, and the trainer's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import NotFoundError, UserError, near_misses
+from onnxslim_kd.roles import Roles
+from onnxslim_kd.training.config import Labels, TrainConfig
+from onnxslim_kd.training.data import Batch
+from onnxslim_kd.training.datasets import load_object
+from onnxslim_kd.training.images import UNLABELLED
+
+Values = Mapping[str, Tensor]
+OWN = "labels"
+"""The name of the trainer's own term."""
+PARTNER = "label of the partner"
+"""The entry with the label of what a sample was mixed with."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of the loss."""
+
+    name: str
+    weight: float
+    start: int
+    end: int | None
+    output: str | None = None
+    """The graph output with the scalar; None for the trainer's own term."""
+
+    def active(self, epoch: int) -> bool:
+        """Tell whether the term counts in ``epoch``."""
+        return self.weight != 0 and self.start <= epoch and (self.end is None or epoch < self.end)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a batch was mixed: sample i is ``part`` of i, the rest of a partner with its label."""
+
+    part: float
+
+
+class Objective:
+    """Sums the terms.
+
+    Args:
+        model: The graph; only read.
+        roles: Of a merged model; None for a plain one.
+        config: The weights and epochs that change what the graph says, and the own term.
+    """
+
+    def __init__(self, model: ir.Model, roles: Roles | None, config: TrainConfig) -> None:
+        self.settings = config.labels
+        self.student = (
+            roles.student_outputs
+            if roles
+            else tuple(model_io.name_of(value) for value in model.graph.outputs)
+        )
+        self.scores = scores_of(model, self.student[0])
+        self.parts = [*_graph_parts(roles, config), _own_part(roles, config.labels)]
+        self._mixes = bool(self.settings.mixup or self.settings.cutmix)
+        self._check(roles, config)
+
+    def _check(self, roles: Roles | None, config: TrainConfig) -> None:
+        for epoch in range(config.epochs):
+            if not self.active(epoch):
+                raise UserError(f"no loss term is active in epoch {epoch}; see terms and labels")
+        shaping = self._mixes or self.settings.smoothing
+        if shaping and (self.parts[-1].weight == 0 or self.settings.loss != "ce"):
+            raise UserError(
+                "labels.smoothing, mixup and cutmix shape the trainer's own cross-entropy; set"
+                " labels.weight, for instance 1"
+            )
+        if self._mixes and roles is not None and roles.labels:
+            raise UserError(
+                "labels.mixup and cutmix cannot change labels inside the graph; merge without a"
+                " loss on labels and set labels.weight"
+            )
+
+    def active(self, epoch: int) -> list[Part]:
+        """Return the terms that count in ``epoch``."""
+        return [part for part in self.parts if part.active(epoch)]
+
+    def outputs(self, epoch: int) -> tuple[str, ...]:
+        """Return the values that the loss of ``epoch`` needs."""
+        names: list[str] = []
+        for part in self.active(epoch):
+            if part.output is not None:
+                names.append(part.output)
+            else:
+                names += [self.scores] if self.settings.loss == "ce" else self.student
+        return tuple(dict.fromkeys(names))
+
+    def all_outputs(self) -> tuple[str, ...]:
+        """Return every value that may be asked for, now or later."""
+        graph = [part.output for part in self.parts if part.output is not None]
+        return tuple(dict.fromkeys([*self.student, self.scores, *graph]))
+
+    def __call__(
+        self, values: Values, entries: Values, epoch: int, mix: Mix | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum, and every term without its weight."""
+        terms: dict[str, Tensor] = {}
+        total: Any = 0.0
+        for part in self.active(epoch):
+            if part.output is None:
+                term = self._own(values, entries, mix)
+            else:
+                term = values[part.output].float().reshape(())
+            terms[part.name] = term.detach()
+            total = total + part.weight * term
+        return total, terms
+
+    def _own(self, values: Values, entries: Values, mix: Mix | None) -> Tensor:
+        if self.settings.loss not in LOSSES:
+            outputs = {name: values[name] for name in self.student}
+            loss: Tensor = load_object(self.settings.loss)(outputs, entries)
+            return loss
+        key = next((key for key in ("mask", "label") if key in entries), None)
+        if key is None:
+            raise UserError(
+                f"the loss on labels needs 'label' or 'mask' in the data, which has"
+                f" {', '.join(sorted(entries))}; use a merged model or another data spec"
+            )
+        if self.settings.loss == "mse":
+            return F.mse_loss(values[self.student[0]].float(), entries[key].float())
+        loss = self._cross_entropy(values[self.scores].float(), entries[key])
+        if mix is None:
+            return loss
+        other = self._cross_entropy(values[self.scores].float(), entries[PARTNER])
+        return mix.part * loss + (1 - mix.part) * other
+
+    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
+        scores = scores.reshape(*scores.shape[:2], *labels.shape[1:])
+
+        losses = F.cross_entropy(
+            scores,
+            labels.long(),
+            ignore_index=UNLABELLED,
+            label_smoothing=self.settings.smoothing,
+            reduction="sum",
+        )
+        # A batch of unlabelled samples alone has loss 0, not 0/0.
+        return losses / (labels != UNLABELLED).sum().clamp(min=1)
+
+    def mixed(self, batch: Batch, seeds: list[int]) -> tuple[Batch, Mix | None]:
+        """Return the batch with samples blended (mixup) or patched (cutmix), if asked for."""
+        if not self._mixes:
+            return batch, None
+        rng = np.random.default_rng(seeds)
+        alpha = self.settings.mixup or self.settings.cutmix
+        part = float(rng.beta(alpha, alpha))
+        partner = torch.from_numpy(rng.permutation(len(batch)))
+        image = batch.entries["image"]
+        if self.settings.mixup:
+            image = part * image + (1 - part) * image[partner]
+        else:
+            image, part = _patched(image, partner, part, rng)
+        entries = {**batch.entries, "image": image, PARTNER: batch.entries["label"][partner]}
+        return Batch(entries, batch.indices, batch.bad), Mix(part)
+
+
+def _patched(
+    image: Tensor, partner: Tensor, part: float, rng: np.random.Generator
+) -> tuple[Tensor, float]:
+    """CutMix (Yun et al. 2019): a window of area 1 - part comes from the partner."""
+    height, width = image.shape[-2:]
+    high, wide = (round(side * (1 - part) ** 0.5) for side in (height, width))
+    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    image = image.clone()
+    rows, columns = slice(top, top + high), slice(left, left + wide)
+    image[..., rows, columns] = image[partner][..., rows, columns]
+    return image, 1 - high * wide / (height * width)
+
+
+def scores_of(model: ir.Model, output: str) -> str:
+    """Return the value before a final Softmax or LogSoftmax: cross-entropy wants scores."""
+    value = next(v for v in _values(model) if v.name == output)
+    node = value.producer()
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+        return model_io.name_of(node.inputs[0])
+    return output
+
+
+def classes_of(model: ir.Model, output: str) -> int | None:
+    """Return the length of axis 1 of ``output``, None where it is not known."""
+    value = next(v for v in _values(model) if v.name == output)
+    if not model_io.has_rank(value):
+        return None
+    sides = model_io.dims(value)
+    return sides[1] if len(sides) > 1 else None
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+
+
+def _graph_parts(roles: Roles | None, config: TrainConfig) -> list[Part]:
+    terms = {term.name: term for term in (roles.terms if roles else ())}
+    for name in config.terms:
+        if name not in terms:
+            known = ", ".join(terms) or "none"
+            raise NotFoundError(
+                f"terms.{name}: the model's loss terms are: {known}{near_misses(name, terms)}"
+            )
+    parts = []
+    for name, term in terms.items():
+        change = config.terms.get(name)
+        given = change.model_dump(exclude_unset=True) if change else {}
+        now = term.model_copy(update=given)
+        parts.append(Part(name, now.weight, now.start_epoch, now.end_epoch, term.output))
+    return parts
+
+
+def _own_part(roles: Roles | None, labels: Labels) -> Part:
+    weight = labels.weight
+    if weight is None:
+        weight = 1.0 if roles is None else 0.0
+    return Part(OWN, weight, labels.start_epoch, labels.end_epoch)
+
+
+LOSSES = ("ce", "mse")
+"""The own losses with a name; others are module:function."""

@@ -1,0 +1,207 @@
+"""Everything a run needs, in one place: module, teacher, data, optimiser, and their state."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.roles import Roles
+from onnxslim_kd.training import metrics, optim
+from onnxslim_kd.training.config import TrainConfig
+from onnxslim_kd.training.data import Batch, Loader
+from onnxslim_kd.training.distributed import World
+from onnxslim_kd.training.feeds import Feeder
+from onnxslim_kd.training.lowering import Lowered
+from onnxslim_kd.training.objective import Mix, Objective
+from onnxslim_kd.training.teacher import Teacher, extract
+from onnxslim_kd.training.weights import statistics_of
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a batch that is computed at once."""
+
+    feeds: Mapping[str, Tensor]
+    entries: Mapping[str, Tensor]
+    mix: Mix | None = None
+
+
+@dataclass
+class Plant:
+    """The parts of a run. The engine says when; this does."""
+
+    model: ir.Model
+    roles: Roles | None
+    config: TrainConfig
+    world: World
+    lowered: Lowered
+    objective: Objective
+    feeder: Feeder
+    loader: Loader
+    val_loader: Loader | None
+    teacher: Teacher | None
+    optimizer: torch.optim.Optimizer
+    fingerprint: str
+    ema: optim.Ema | None = field(init=False, default=None)
+    scaler: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.statistics = statistics_of(self.model) & self.lowered.buffers_by_name.keys()
+        self._forward: Any = torch.compile(self.lowered) if self.config.compile else self.lowered
+        kind = self.world.device.partition(":")[0]
+        self.scaler = torch.amp.GradScaler(kind, enabled=self.config.amp == "fp16")
+        if self.config.ema is not None:
+            self.ema = optim.Ema(self.config.ema, self.tensors())
+
+    # ------------------------------------------------------------------------- steps
+
+    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+        """Give the batch of step ``number`` in ``accumulate`` pieces, ready to be computed."""
+        batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
+        feeds = self._arranged(self.feeder(batch, number))
+        entries = {name: tensor.to(self.world.device) for name, tensor in batch.entries.items()}
+        for rows in np.array_split(np.arange(len(batch)), self.config.accumulate):
+            piece = slice(int(rows[0]), int(rows[-1]) + 1)
+            held = {name: tensor[piece] for name, tensor in feeds.items()}
+            if self.teacher is not None:
+                indices = batch.indices[piece]
+                held |= self._arranged(self.teacher(held, indices))
+            yield Part(held, {name: tensor[piece] for name, tensor in entries.items()}, mix)
+
+    def _arranged(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not self.config.channels_last:
+            return dict(feeds)
+        return {
+            name: tensor.contiguous(memory_format=torch.channels_last)
+            if tensor.ndim == 4 and tensor.is_floating_point()
+            else tensor
+            for name, tensor in feeds.items()
+        }
+
+    def loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of a piece, and its terms."""
+        with self._precision():
+            values = self._forward(part.feeds, self.objective.outputs(epoch))
+            return self.objective(values, part.entries, epoch, part.mix)
+
+    def _precision(self) -> Any:
+        if self.config.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.world.device.partition(":")[0], DTYPES[self.config.amp])
+
+    def update(self, number: int) -> None:
+        """Turn the gradients into step ``number``."""
+        parameters = list(self.lowered.parameters_by_name.values())
+        self.world.average(parameter.grad for parameter in parameters)
+        self.scaler.unscale_(self.optimizer)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.tensors(), number)
+
+    # ------------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def measure(self, epoch: int) -> tuple[dict[str, float], bool]:
+        """Return the numbers on the evaluation data, and whether lower is better."""
+        assert self.val_loader is not None
+        self.lowered.eval()
+        if self.config.metric == "loss":
+            return {"val_loss": self._mean_loss(epoch)}, True
+        metric: metrics.Metric | None = None
+        for batch in self.val_loader.evaluate():
+            metric = metric or metrics.make(self.config.metric, batch.entries)
+            feeds = self._arranged(self.feeder(batch, skip=self.feeder.extras()))
+            values = self.lowered(feeds, self.objective.student)
+            outputs = {name: value.float().cpu().numpy() for name, value in values.items()}
+            metric.update(outputs, {key: value.numpy() for key, value in batch.entries.items()})
+        if metric is None:
+            raise UserError("the evaluation data has no samples")
+        return metric.result(), metric.lower_is_better
+
+    def _mean_loss(self, epoch: int) -> float:
+        assert self.val_loader is not None
+        total, count = 0.0, 0
+        for batch in self.val_loader.evaluate():
+            feeds = self._arranged(self.feeder(batch))
+            if self.teacher is not None:
+                feeds |= self._arranged(self.teacher.compute(feeds))
+            entries = {name: t.to(self.world.device) for name, t in batch.entries.items()}
+            loss, _ = self.loss(Part(feeds, entries), epoch)
+            total, count = total + loss.item() * len(batch), count + len(batch)
+        return total / max(count, 1)
+
+    def export(self, path: Path) -> None:
+        """Write the student with the weights as they are now."""
+        self.lowered.write_back(self.model)
+        student = self.model
+        if self.roles is not None:
+            student = extract(self.model, self.roles.student_outputs, self.roles.student_inputs)
+        model_io.save(student, path, overwrite=True)
+
+    # ------------------------------------------------------------------------ state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what training changes in the model: parameters and running statistics."""
+        buffers = self.lowered.buffers_by_name
+        return {
+            **self.lowered.parameters_by_name,
+            **{name: buffers[name] for name in sorted(self.statistics)},
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors of a checkpoint."""
+        state = {f"weight/{name}": tensor.detach() for name, tensor in self.tensors().items()}
+        held = optim.state_of(self.optimizer)
+        state |= {f"optimizer/{name}": tensor for name, tensor in held.items()}
+        if self.ema is not None:
+            state |= {f"ema/{name}": tensor for name, tensor in self.ema.shadow.items()}
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor], *, optimizer: bool) -> None:
+        """Put back what `state` gave; the optimiser's part only where it is the same one."""
+        kinds: dict[str, dict[str, Tensor]] = {"weight": {}, "optimizer": {}, "ema": {}}
+        for name, tensor in state.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = tensor
+        tensors = self.tensors()
+        for name in kinds["weight"].keys() & tensors.keys():
+            tensors[name].copy_(kinds["weight"][name])
+        if optimizer:
+            optim.restore(self.optimizer, kinds["optimizer"])
+        if self.ema is not None:
+            for name, shadow in self.ema.shadow.items():
+                shadow.copy_(kinds["ema"].get(name, tensors[name]))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have its moving average for the time of the block, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        tensors = self.tensors()
+        held = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        try:
+            self._assign(tensors, self.ema.shadow)
+            yield
+        finally:
+            self._assign(tensors, held)
+
+    @staticmethod
+    @torch.no_grad()
+    def _assign(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+        for name, target in targets.items():
+            target.copy_(sources[name])

@@ -1,0 +1,182 @@
+"""The frozen teacher, apart from the student: its own module or session, and its cache.
+
+A teacher that does not train needs no gradient, no training mode and no torch: its nodes leave the
+trained graph, and what they gave comes in as inputs. Its BatchNormalizations cannot drift.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch import Tensor
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd import runtime
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.training.lowering import lower
+
+Feeds = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A merged graph in two: the teacher, and the rest with the teacher's values as inputs."""
+
+    teacher: ir.Model
+    rest: ir.Model
+    values: tuple[str, ...]
+    """What goes from one to the other."""
+
+
+def split(model: ir.Model, prefixes: tuple[str, ...]) -> Split | None:
+    """Take the nodes whose names begin with a prefix out of a copy of ``model``.
+
+    Returns:
+        The two parts, or None where no such node is needed by the rest.
+    """
+    rest = model.clone()
+    inside = {node for node in rest.graph if str(node.name).startswith(prefixes)}
+    border = [
+        value
+        for node in rest.graph
+        if node in inside
+        for value in node.outputs
+        if value.is_graph_output() or any(user not in inside for user, _ in value.uses())
+    ]
+    if not border:
+        return None
+    values = tuple(model_io.name_of(value) for value in border)
+    teacher = extract(model, values)
+    for value, name in zip(border, values, strict=True):
+        value.name = f"{name}_of_teacher"
+        outside = ir.Value(name=name, shape=value.shape, type=value.type)
+        value.replace_all_uses_with(outside, replace_graph_outputs=True)
+        rest.graph.inputs.append(outside)
+    common.RemoveUnusedNodesPass()(rest)
+    return Split(teacher, rest, values)
+
+
+def extract(
+    model: ir.Model, outputs: Sequence[str], inputs: Sequence[str] | None = None
+) -> ir.Model:
+    """Return the part of ``model`` that computes ``outputs``.
+
+    Args:
+        model: Only read.
+        outputs: Value names.
+        inputs: The inputs of the part; None for those of the model that it needs.
+    """
+    every = [model_io.name_of(value) for value in model.graph.inputs]
+    graph = ir.convenience.extract(model.graph, list(inputs or every), list(outputs))
+    part = ir.Model(graph, ir_version=model.ir_version)
+    part.opset_imports.update(model.opset_imports)
+    if inputs is None:
+        for value in [value for value in graph.inputs if not value.uses()]:
+            graph.inputs.remove(value)
+    return part
+
+
+class Teacher:
+    """Computes the teacher's values for a batch.
+
+    Args:
+        parts: From `split`.
+        engine: ort or torch.
+        device: Where the values go.
+        cache: Where outputs are kept; None for nowhere.
+    """
+
+    def __init__(
+        self, parts: Split, *, engine: str, device: str, cache: "Cache | None" = None
+    ) -> None:
+        self.values = parts.values
+        self.engine = engine
+        self.inputs = [model_io.name_of(value) for value in parts.teacher.graph.inputs]
+        self.device = device
+        self.cache = cache
+        self._session: runtime.Session | None = None
+        if engine == "ort":
+            threads = torch.get_num_threads()
+            self._session = runtime.Session(parts.teacher, threads=threads, spin=False)
+        else:
+            self._module = lower(parts.teacher, trainable=()).to(device).eval()
+
+    def __call__(self, feeds: Feeds, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return the teacher's values for ``feeds``, made of the samples ``indices``."""
+        if self.cache is None:
+            return self.compute(feeds)
+        held = self.cache.read(indices)
+        if held is None:
+            held = self.compute(feeds)
+            self.cache.write(indices, held)
+        return {name: tensor.to(self.device) for name, tensor in held.items()}
+
+    @torch.no_grad()
+    def compute(self, feeds: Feeds) -> dict[str, Tensor]:
+        """Return the teacher's values for ``feeds``, past the cache."""
+        if self._session is None:
+            given = {name: feeds[name] for name in self.inputs}
+            return dict(self._module.forward(given, self.values))
+        arrays = {name: feeds[name].cpu().contiguous().numpy() for name in self.inputs}
+        results = self._session.run(arrays, self.values)
+        return {name: torch.from_numpy(array).to(self.device) for name, array in results.items()}
+
+
+class Cache:
+    """Outputs per sample on disk, as many samples as fit the limit.
+
+    Args:
+        samples: How many there are.
+        limit: Bytes on disk.
+    """
+
+    def __init__(self, samples: int, limit: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxslim-kd-teacher-")
+        self._samples, self._limit = samples, limit
+        self._stores: dict[str, np.memmap[Any, Any]] = {}
+        self._held = np.zeros(samples, bool)
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor] | None:
+        """Return the values of the samples, or None where one of them is not held."""
+        if not self._stores or not self._held[indices].all():
+            return None
+        return {name: torch.from_numpy(store[indices]) for name, store in self._stores.items()}
+
+    def write(self, indices: Sequence[int], values: Feeds) -> None:
+        """Keep the values of the samples that are within the limit.
+
+        Raises:
+            UserError: A value has not one row per sample.
+        """
+        if not self._stores:
+            self._open(len(indices), values)
+        rows = [row for row, index in enumerate(indices) if index < len(self._held)]
+        kept = [indices[row] for row in rows]
+        for name, store in self._stores.items():
+            store[kept] = values[name][rows].cpu().numpy()
+        self._held[kept] = True
+
+    def _open(self, batch: int, values: Feeds) -> None:
+        for name, tensor in values.items():
+            if tensor.ndim == 0 or len(tensor) != batch:
+                raise UserError(
+                    f"cache_teacher: {name} has shape {list(tensor.shape)}, not one row per sample"
+                )
+        each = sum(tensor[0].numel() * tensor.element_size() for tensor in values.values())
+        rows = min(self._samples, self._limit // max(each, 1))
+        if rows == 0:
+            raise UserError(
+                f"cache_teacher: a sample takes {each} bytes, more than cache_mib holds"
+            )
+        for number, (name, tensor) in enumerate(values.items()):
+            shape = (rows, *tensor.shape[1:])
+            dtype = tensor.cpu().numpy().dtype
+            path = Path(self._folder.name) / str(number)
+            self._stores[name] = np.memmap(path, dtype, "w+", shape=shape)
+        self._held = np.zeros(self._samples, bool)
