@@ -15,12 +15,38 @@ from torch import Tensor, fx, nn
 from onnxslim_kd.errors import ModelError, NotFoundError, UserError, near_misses
 from onnxslim_kd.model import name_of
 from onnxslim_kd.training.opnode import Modal, to_ir
+from onnxslim_kd.training.ops_attention import ATTENTION
 from onnxslim_kd.training.ops_elementwise import ELEMENTWISE
+from onnxslim_kd.training.ops_index import INDEX
+from onnxslim_kd.training.ops_linear import LINEAR
+from onnxslim_kd.training.ops_loss import LOSS
+from onnxslim_kd.training.ops_norm import NORM
+from onnxslim_kd.training.ops_pad import PAD
+from onnxslim_kd.training.ops_pool import POOL
+from onnxslim_kd.training.ops_quant import QUANT
+from onnxslim_kd.training.ops_reduce import REDUCE
+from onnxslim_kd.training.ops_resize import RESIZE
+from onnxslim_kd.training.ops_rnn import RECURRENT
+from onnxslim_kd.training.ops_shape import SHAPE
 from onnxslim_kd.training.reach import needed_nodes, refuse_unknown
 from onnxslim_kd.training.translate import Lower, Translator, Weights
 from onnxslim_kd.training.weights import statistics_of, trainable_parameters
 
-OPS: dict[str, Lower] = {**ELEMENTWISE}
+OPS: dict[str, Lower] = {
+    **ELEMENTWISE,
+    **REDUCE,
+    **SHAPE,
+    **INDEX,
+    **PAD,
+    **RESIZE,
+    **LINEAR,
+    **POOL,
+    **NORM,
+    **RECURRENT,
+    **ATTENTION,
+    **QUANT,
+    **LOSS,
+}
 
 
 class Program:
@@ -197,7 +223,7 @@ def lower(
     trainable: Collection[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Lowered:
-    """Turn ``model`` into a torch module.
+    """Turn ``model`` into a torch module, in inference mode.
 
     Args:
         model: A loaded model; it is only read.
@@ -219,7 +245,7 @@ def lower(
     translator = Translator(OPS, weights, model.graph.opset_imports[""])
     translator.translate(model.graph, needed)
     translator.graph.output({name_of(value): translator.source(value) for value in results})
-    return Lowered(translator.graph, weights, translator.modules)
+    return Lowered(translator.graph, weights, translator.modules).eval()
 
 
 def _initializer(model: ir.Model, name: str) -> ir.Value | None:

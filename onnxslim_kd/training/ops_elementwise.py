@@ -165,11 +165,6 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
     return torch.where(x < 0, x * slope, x)
 
 
-def swiglu(x: Tensor, gate: Tensor) -> Tensor:
-    """Return silu(x) * gate."""
-    return F.silu(x) * gate
-
-
 ARITHMETIC = {
     "Add": plain(torch.add),
     "Sub": plain(torch.sub),
@@ -245,7 +240,6 @@ ACTIVATIONS = {
     "Sigmoid": plain(torch.sigmoid),
     "Softplus": plain(F.softplus),
     "Softsign": plain(F.softsign),
-    "SwiGLU": plain(swiglu),
     "Swish": with_alpha(lambda x, alpha: x * torch.sigmoid(alpha * x), 1.0),
     "ThresholdedRelu": with_alpha(lambda x, alpha: torch.where(x > alpha, x, 0.0).to(x.dtype), 1.0),
 }

@@ -235,8 +235,6 @@ class Translator:
             if not host and index not in seen.host and self.is_host(value):
                 moved.append(index)
         self._move(args, moved)
-        while args and args[-1] is None and len(args) > 1:
-            args.pop()
         return tuple(args)
 
     def _move(self, args: list[fx.Node | None], moved: Sequence[int]) -> None:

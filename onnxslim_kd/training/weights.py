@@ -183,37 +183,10 @@ JUDGES: dict[str, Judge] = {
     **dict.fromkeys(("MatMul", "Einsum"), _matrix),
 }
 CARRIERS = frozenset(
-    [
-        "Cast",
-        "CastLike",
-        "DequantizeLinear",
-        "Expand",
-        "Flatten",
-        "Identity",
-        "QuantizeLinear",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
+    ("Cast", "CastLike", "DequantizeLinear", "Expand", "Flatten", "Identity", "QuantizeLinear")
+) | frozenset(("Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"))
 """Operators whose first input keeps its meaning (Split: through its first output)."""
 PREPARING = frozenset(
-    [
-        "Add",
-        "Cast",
-        "Div",
-        "Identity",
-        "Mul",
-        "Pad",
-        "Reshape",
-        "Resize",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    ("Add", "Cast", "Div", "Identity", "Mul", "Pad", "Reshape", "Resize", "Sub", "Transpose")
 )
 """Operators that prepare an input for the first layer."""
