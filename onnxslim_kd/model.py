@@ -168,12 +168,33 @@ def _refuse_unsupported(model: ir.Model) -> None:
         raise ModelError(f"graph {model.graph.name!r} is empty: it has no nodes")
     for tensor in _tensors(model):
         if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
-            held = len(tensor.raw.raw_data)  # typed fields are checked by numpy() on use
-            if held and held != tensor.nbytes:
-                raise ModelError(
-                    f"tensor {tensor.name} holds {held} bytes, its shape"
-                    f" {list(tensor.shape.numpy())} needs {tensor.nbytes}"
-                )
+            _check_length(tensor)
+
+
+def _check_length(tensor: ir.TensorProtoTensor) -> None:
+    """Refuse raw data whose length is not what the dimensions say.
+
+    Typed fields are checked by numpy() on use. The length of a message is known without a copy of
+    its bytes; only when it is not the usual one are the bytes themselves looked at.
+    """
+    proto = tensor.raw
+    if not proto.HasField("raw_data") or any(d < 0 for d in proto.dims):
+        return
+    bare = onnx.TensorProto(name=proto.name, dims=proto.dims, data_type=proto.data_type)
+    field = bytes(1) + _varint(tensor.nbytes)  # the tag, then the length
+    if proto.ByteSize() == bare.ByteSize() + len(field) + tensor.nbytes:
+        return
+    held = len(proto.raw_data)
+    if held != tensor.nbytes:
+        raise ModelError(
+            f"tensor {tensor.name} holds {held} bytes, its shape"
+            f" {list(tensor.shape.numpy())} needs {tensor.nbytes}"
+        )
+
+
+def _varint(number: int) -> bytes:
+    """As many bytes as protobuf needs for ``number``."""
+    return bytes(max(1, -(-number.bit_length() // 7)))
 
 
 # ------------------------------------------------------------------------- normalise
@@ -182,6 +203,10 @@ def _refuse_unsupported(model: ir.Model) -> None:
 def normalised(model: ir.Model) -> None:
     """Bring ``model`` into the one form that passes expect, in place."""
     common.InlinePass()(model)
+    for value in model.graph.inputs:
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            free = [None if isinstance(d, int) and d < 0 else d for d in value.shape]
+            value.shape = ir.Shape(free)  # some exporters write -1 for a dynamic dimension
     common.RemoveInitializersFromInputsPass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     low, high = IR_VERSIONS
@@ -364,7 +389,7 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> 
     while free in graph.initializers:
         extra += 1
         free = f"{name}_{extra}"
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=free)
+    tensor = ir.Tensor(np.require(array, requirements="C"), name=free)
     value = ir.Value(
         name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )

@@ -58,6 +58,16 @@ class Tie(NamedTuple):
     b: Ids
 
 
+class Consumption(NamedTuple):
+    """``node`` computes over the same channels along one axis of each of some inputs."""
+
+    node: ir.Node
+    axes: tuple[tuple[int, int], ...]
+    """(which input, which axis), for every input that has the channels."""
+    out_axis: int | None
+    """The axis of the first output that still has them, if any."""
+
+
 @dataclass
 class Operand:
     """One input of a node, as a rule sees it."""
@@ -99,6 +109,10 @@ class Channels:
     """Where a norm or softmax runs over channels, so that removal is not masking."""
     shuffles: dict[ir.Node, tuple[ir.Value, int, Ids]] = field(default_factory=dict)
     """Reshapes that end a channel shuffle: the source, its axis, and the permutation."""
+    consumed: list[Consumption] = field(default_factory=list)
+    """Where channels end: summed over by a layer, reduced, normalised over."""
+    whole: dict[ir.Value, str] = field(default_factory=dict)
+    """Weights that something without a rule reads, and that must stay whole for this reason."""
     node: ir.Node | None = None
     _next: int = 0
     _pins: dict[int, str] = field(default_factory=dict)
@@ -171,7 +185,18 @@ class Channels:
                     self.births.append(Birth(int(ids[0]), size, value, axis, self.node, index))
                     blocks.append(Block((axis,), ids))
             self._born[key] = tuple(blocks)
+            if value in self.whole:
+                self.freeze(blocks, self.whole[value])
         return self._born[key]
+
+    def born(self, value: ir.Value) -> Layout:
+        """Return the layout of a weight that has ids of its own, for all its uses."""
+        return self._born.get(value, ())
+
+    def keep_whole(self, value: ir.Value, reason: str) -> None:
+        """Let a weight stay whole for all its uses, earlier and later ones."""
+        self.whole.setdefault(value, reason)
+        self.freeze(self._born.get(value, ()), reason)
 
     # ---- layouts
 
@@ -232,8 +257,13 @@ class Channels:
             assert self.node is not None
             self.producers.append((self.node, ids))
 
+    def consume(self, *axes: tuple[int, int], out_axis: int | None = None) -> None:
+        """Say that the present node computes over these axes, given as (input, axis)."""
+        assert self.node is not None
+        self.consumed.append(Consumption(self.node, axes, out_axis))
+
     def not_exact(self, ids: Ids | None, reason: str) -> None:
-        """Say that the present node computes over ``ids``, so that masking is not removal."""
+        """Say that the present node's numbers depend on how many ``ids`` there are."""
         if ids is not None:
             assert self.node is not None
             self.approximate.append((self.node, ids, reason))

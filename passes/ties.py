@@ -69,7 +69,7 @@ def _is_arithmetic(t: Channels, node: ir.Node) -> bool:
 
 def _apply(t: Channels, node: ir.Node) -> None:
     for value in _captured(node):
-        t.freeze(t.layout.get(value, ()), f"captured by the body of {node.op_type} {node.name}")
+        _keep(t, value, f"captured by the body of {_kind(node)}")
     rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if rule is None:
         _pin_inputs(t, node, f"no rule for {_kind(node)}")
@@ -88,9 +88,15 @@ def _kind(node: ir.Node) -> str:
 def _pin_inputs(t: Channels, node: ir.Node, reason: str) -> None:
     for value in node.inputs:
         if value is not None:
-            t.freeze(t.layout.get(value, ()), reason)
+            _keep(t, value, reason)
     for output in node.outputs:
         t.layout.pop(output, None)
+
+
+def _keep(t: Channels, value: ir.Value, reason: str) -> None:
+    if value.is_initializer():
+        t.keep_whole(value, reason)
+    t.freeze(t.layout.get(value, ()), reason)
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:

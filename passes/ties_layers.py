@@ -19,6 +19,7 @@ def conv(t: Channels, node: ir.Node) -> None:
     outputs, inputs = t.ids(w, 0), t.ids(w, 1)
     if groups == 1:
         t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
+        t.consume((0, 1), (_weight_input(node), 1))
     elif w.shape[1] == 1 or w.shape[0] == groups:
         outputs = _whole_groups(t, channels, inputs, outputs, groups)
     else:
@@ -29,7 +30,7 @@ def conv(t: Channels, node: ir.Node) -> None:
 
 
 def _weight_input(node: ir.Node) -> int:
-    return 3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1
+    return 3 if node.op_type == "QLinearConv" else 1
 
 
 def _channels(t: Channels, x: Operand) -> Ids | None:
@@ -68,6 +69,7 @@ def _positions(
     """Tie position j of every group, for inputs and for outputs."""
     if channels is not None and inputs is not None:
         t.tie(channels.reshape(groups, -1), inputs[None, :])
+        t.consume((0, 1), (1, 1))
     else:
         t.same(channels, inputs, "feeds a convolution that sees every input channel")
     if outputs is not None:
@@ -94,6 +96,7 @@ def conv_transpose(t: Channels, node: ir.Node) -> None:
     outputs: Ids | None
     if groups == 1:
         t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
+        t.consume((0, 1), (1, 0))
         outputs = per_group
     else:
         outputs = _transposed_groups(t, channels, inputs, per_group, groups)
@@ -112,6 +115,7 @@ def _transposed_groups(
     if width > 1:  # position j of every group's inputs, and of every group's outputs
         grid = inputs.reshape(groups, width)
         t.tie(grid[1:], grid[:1])
+        t.consume((0, 1), (1, 0))
         return None if per_group is None else np.tile(per_group, groups)
     if per_group is not None:
         t.freeze([Block((1,), per_group)], "whole groups of this convolution go")
@@ -125,6 +129,7 @@ def gemm(t: Channels, node: ir.Node) -> None:
     ka, na = (0, 1) if node.attributes.get_int("transA", 0) else (1, 0)
     kb, nb = (1, 0) if node.attributes.get_int("transB", 0) else (0, 1)
     t.same(t.ids(a, ka), t.ids(b, kb), f"{a.name} and {b.name} are multiplied along it")
+    t.consume((0, ka), (1, kb))
     rows, columns = t.ids(a, na), t.ids(b, nb)
     t.produce(columns)
     layout = [Block((i,), ids) for i, ids in enumerate((rows, columns)) if ids is not None]
@@ -138,16 +143,17 @@ def gemm(t: Channels, node: ir.Node) -> None:
 def matmul(t: Channels, node: ir.Node) -> None:
     """MatMul, of a weight or of two activations: the contracted axes live and die together."""
     a = t.need(0)
-    b = t.need(_weight_input(node) if node.op_type == "QLinearMatMul" else 1)
+    b = t.need(_matmul_right(node))
     if len(a.shape) < 2 or len(b.shape) < 2:
         _vector_product(t, a, b)
         return
     for operand in (a, b):
         t.collapse_all(operand, first=t.attention == "heads")
     t.same(t.ids(a, -1), t.ids(b, -2), f"{a.name} and {b.name} are multiplied along it")
+    t.consume((0, len(a.shape) - 1), (_matmul_right(node), len(b.shape) - 2))
     rows, columns = t.ids(a, -2), t.ids(b, -1)
-    if b.constant or not a.constant:
-        t.produce(columns if _from_weight(b) else None)
+    if _from_weight(b):
+        t.produce(columns)
     if _from_weight(a):
         t.produce(rows)
     out = t.out_shape()
@@ -160,12 +166,17 @@ def matmul(t: Channels, node: ir.Node) -> None:
     t.set(0, layout)
 
 
+def _matmul_right(node: ir.Node) -> int:
+    return 3 if node.op_type == "QLinearMatMul" else 1
+
+
 def _vector_product(t: Channels, a: Operand, b: Operand) -> None:
     """A product with a vector: the contracted axes tie, a matrix's other axes pass."""
     t.collapse_all(a, first=True)
     t.collapse_all(b, first=True)
     contracted = -1 if len(b.shape) == 1 else -2
     t.same(t.ids(a, -1), t.ids(b, contracted), f"{a.name} and {b.name} are multiplied along it")
+    t.consume((0, len(a.shape) - 1), (1, len(b.shape) + contracted))
     left = [blk for blk in a.layout if len(a.shape) - 1 not in blk.axes]
     ids = t.ids(b, -1) if len(b.shape) > 1 else None
     if ids is not None and len(b.shape) == 2:
@@ -211,6 +222,11 @@ def einsum(t: Channels, node: ir.Node) -> None:
             letters[letter] = ids
             if operand.constant and letter in result and ids is not None:
                 t.produce(ids)
+    for letter in set(letters) - set(result):
+        places = [
+            (i, term.index(letter)) for i, term in enumerate(terms.split(",")) if letter in term
+        ]
+        t.consume(*places)
     blocks = [(i, letters.get(letter)) for i, letter in enumerate(result)]
     t.set(0, [Block((i,), ids) for i, ids in blocks if ids is not None])
 
@@ -228,10 +244,13 @@ def rnn(t: Channels, node: ir.Node) -> None:
         raise Unsupported("batch-first layout")
     x, w, r = t.need(0), t.need(1), t.need(2)
     t.same(t.ids(x, 2), t.ids(w, 2), f"feeds {w.name}, which sees every feature")
+    t.consume((0, 2), (1, 2))
     hidden = t.ids(r, 2)
     if hidden is None:
         return
+    t.produce(t.ids(w, 1))
     t.produce(hidden)
+    t.consume((2, 2))
     stacked = [(w, 1), (r, 1), (t.operand(3), 1), (t.operand(7), 1)]
     stacked += [(t.operand(5), 2), (t.operand(6), 2)]
     for operand, axis in stacked:

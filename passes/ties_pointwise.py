@@ -141,6 +141,8 @@ def arg_reduce(t: Channels, node: ir.Node) -> None:
 def _drop_axes(t: Channels, node: ir.Node, x: Operand, axes: list[int], *, exact: bool) -> None:
     for axis in axes:
         ids = t.ids(x, axis)
+        if ids is not None:
+            t.consume((0, axis))
         if not exact:
             t.not_exact(ids, f"{node.op_type} runs over the channels")
     left = [b for b in x.layout if not set(b.axes) & set(axes)]
@@ -154,7 +156,9 @@ def along_axis(default: int, *, exact: bool = False) -> Rule:
 
     def rule(t: Channels, node: ir.Node) -> None:
         x = t.need(0)
-        ids = t.ids(x, node.attributes.get_int("axis", default))
+        axis = node.attributes.get_int("axis", default) % len(x.shape)
+        ids = t.ids(x, axis)
+        t.consume((0, axis), out_axis=axis)
         if not exact:
             t.not_exact(ids, f"{node.op_type} runs over the channels")
         t.set(0, x.layout)
@@ -197,6 +201,7 @@ def channel_norm(t: Channels, node: ir.Node) -> None:
     if node.op_type == "InstanceNormalization":
         for axis in range(2, len(x.shape)):
             t.not_exact(t.ids(x, axis), "InstanceNormalization runs over the channels")
+            t.consume((0, axis), out_axis=axis)
     rest = [b for b in x.layout if 1 not in b.axes]
     t.set(0, rest if channels is None else [Block((1,), channels), *rest])
 
@@ -205,9 +210,15 @@ def layer_norm(t: Channels, node: ir.Node) -> None:
     """LayerNormalization, RMSNormalization: statistics over the trailing axes."""
     x = t.need(0)
     axis = node.attributes.get_int("axis", -1) % len(x.shape)
+    operands = [t.need(i) for i, value in enumerate(node.inputs) if value is not None]
     for a in range(axis, len(x.shape)):
         t.not_exact(t.ids(x, a), f"{node.op_type} runs over the channels")
-    operands = [t.need(i) for i, value in enumerate(node.inputs) if value is not None]
+        across = [
+            (i, a - len(x.shape))
+            for i, o in enumerate(operands)
+            if len(o.shape) >= len(x.shape) - a
+        ]
+        t.consume(*across, out_axis=a)
     t.set(0, join(t, operands, x.shape))
 
 
@@ -227,6 +238,8 @@ def group_norm(t: Channels, node: ir.Node) -> None:
     grid = channels.reshape(groups, -1)
     t.tie(grid[1:], grid[:1])
     t.not_exact(channels, "GroupNormalization runs over the channels")
+    per_channel = [i for i in (1, 2) if t.need(i).shape == (x.shape[1],)]
+    t.consume((0, 1), *[(i, 0) for i in per_channel], out_axis=1)
     t.set(0, [Block((1,), channels), *[b for b in x.layout if 1 not in b.axes]])
 
 
@@ -234,6 +247,7 @@ def lrn(t: Channels, node: ir.Node) -> None:
     """LRN: a window over neighbouring channels."""
     x = t.need(0)
     t.not_exact(t.ids(x, 1), "LRN runs over neighbouring channels")
+    t.consume((0, 1), out_axis=1)
     t.set(0, x.layout)
 
 

@@ -1,0 +1,255 @@
+"""From ties to groups: which parameters share channels, and in what units they can go."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxslim_kd import cost
+from onnxslim_kd import shapes as shape_sampling
+from onnxslim_kd.errors import NotFoundError, UserError, near_misses
+from onnxslim_kd.model import dims
+from onnxslim_kd.passes import ties
+from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids
+from onnxslim_kd.shapes import Shape, Shapes
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's dynamo exporter leaves the module path of a node."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An axis of a weight that makes channels (an output axis), or a vector along channels."""
+
+    name: str
+    axis: int
+    birth: Birth
+    produces: bool
+    """False for biases, norms and the like, which only follow."""
+
+    @property
+    def node(self) -> ir.Node:
+        """The node that reads the parameter."""
+        return self.birth.node
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What a pattern is tried on: the name, the node's name, the module scopes."""
+        scopes = self.node.metadata_props.get(SCOPES, "")
+        return (self.name, self.node.name or "", *re.findall(r"'([^']+)'", scopes))
+
+
+@dataclass
+class Analysis:
+    """A model with its ties solved."""
+
+    model: ir.Model
+    shapes: Shapes
+    channels: Channels
+    components: Components
+    given: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The input shapes that the user gave."""
+    free_outputs: tuple[str, ...] = ()
+    parameters: list[Parameter] = field(default_factory=list)
+
+    def labels(self, birth: Birth) -> Ids:
+        """The component of every index along the axis of ``birth``."""
+        return self.components.label[birth.start : birth.start + birth.size]
+
+    @cached_property
+    def births(self) -> list[Birth]:
+        """All births, weights and made-up tensors, by first id."""
+        return self.channels.births
+
+    @cached_property
+    def other_sample(self) -> Shapes:
+        """A second choice of the dynamic dimensions: what differs depends on them."""
+        if all(None not in dims(v) for v in self.model.graph.inputs if v.shape is not None):
+            return self.shapes
+        return shape_sampling.sample(self.model, self.given, variant=1)
+
+    @cached_property
+    def signature(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """A number per component that says which axes it touches; equal ones are one block.
+
+        Inside a group the ratio holds for every block, so that each half of a split, say, loses
+        its share. The number is a sum of random words, one per axis.
+        """
+        words = np.random.default_rng(0).integers(1, 2**63, len(self.births), dtype=np.uint64)
+        sizes = [b.size for b in self.births]
+        which = np.repeat(np.arange(len(self.births)), sizes)
+        label = np.concatenate([self.labels(b) for b in self.births] or [np.empty(0, np.int64)])
+        pairs = np.unique(label * len(self.births) + which)
+        total = np.zeros(self.components.count, np.uint64)
+        np.add.at(total, pairs // len(self.births), words[pairs % len(self.births)])
+        return total
+
+    @cached_property
+    def group_of(self) -> list[int]:
+        """The group of every parameter: output axes that share a component are one group."""
+        producers = [i for i, p in enumerate(self.parameters) if p.produces]
+        label = [self.labels(self.parameters[i].birth) for i in producers]
+        n = self.components.count
+        rows = np.repeat(np.arange(len(producers)) + n, [len(x) for x in label])
+        columns = np.concatenate(label) if label else np.empty(0, np.int64)
+        size = n + len(producers)
+        graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
+        _, group = connected_components(graph, directed=False)
+        return [int(group[self.labels(p.birth)[0]]) for p in self.parameters]
+
+    def refusal(self, parameter: Parameter) -> str | None:
+        """Why no channel of ``parameter`` can go, or None."""
+        label = self.labels(parameter.birth)
+        reasons = [self.components.pinned.get(int(x)) for x in np.unique(label)]
+        if all(reasons):
+            return reasons[0]
+        if len(reasons) == 1:
+            return "all its channels live and die together, and a layer must not die"
+        return None
+
+    def new_shapes(self, removed: Ids) -> dict[ir.Value, Shape]:
+        """The shapes that change when the components marked in ``removed`` go."""
+        gone = removed[self.components.label]
+        changed: dict[ir.Value, Shape] = {}
+        for value, layout in self.channels.layout.items():
+            shape = list(self.shapes.shape[value])
+            for block in layout:
+                keep = ~gone[block.ids]
+                for axis, size in zip(block.axes, extents(keep), strict=True):
+                    shape[axis] = size
+            if tuple(shape) != self.shapes.shape[value]:
+                changed[value] = tuple(shape)
+        for birth in self.births:
+            if birth.operand is None:
+                continue
+            left = birth.size - int(gone[birth.start : birth.start + birth.size].sum())
+            if left != birth.size:
+                shape = list(changed.get(birth.value, self.shapes.shape[birth.value]))
+                shape[birth.axis] = left
+                changed[birth.value] = tuple(shape)
+        return changed
+
+    def macs(self, removed: Ids | None = None) -> int:
+        """MACs for one element of the batch, after the components in ``removed`` are gone."""
+        changed = {} if removed is None else self.new_shapes(removed)
+        batch = cost.dynamic_batch(self.model, self.shapes)
+        found = cost.macs(self.model, lambda v: changed.get(v) or self.shapes.of(v))
+        return sum(found.values()) // batch
+
+
+def extents(keep: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    """The extents of a kept grid: along each axis, the slices of which something is kept."""
+    rank = keep.ndim
+    return tuple(
+        int(keep.any(axis=tuple(a for a in range(rank) if a != axis)).sum()) for axis in range(rank)
+    )
+
+
+def analyse(
+    model: ir.Model,
+    *,
+    attention: ties.Attention = "heads",
+    free_outputs: Sequence[str] = (),
+    inputs: Mapping[str, Sequence[int]] | None = None,
+) -> Analysis:
+    """Walk a loaded model and solve its ties.
+
+    Args:
+        model: A loaded model.
+        attention: Whether heads go, or dimensions of all heads.
+        free_outputs: Graph outputs that may lose channels.
+        inputs: Shapes for dynamic inputs, by name.
+
+    Raises:
+        UserError: ``inputs`` or ``free_outputs`` do not fit the model.
+        ModelError: The graph contradicts itself.
+    """
+    shapes = shape_sampling.sample(model, inputs)
+    channels = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs)
+    analysis = Analysis(
+        model, shapes, channels, channels.components(), inputs or {}, tuple(free_outputs)
+    )
+    analysis.parameters = list(_parameters(channels))
+    return analysis
+
+
+def _parameters(channels: Channels) -> Iterator[Parameter]:
+    """Every output axis and every vector along channels, once, in the order of the graph."""
+    starts = np.array([b.start for b in channels.births])
+    produced = set()
+    for _, ids in channels.producers:
+        found = np.unique(np.searchsorted(starts, ids, side="right") - 1)
+        produced |= {int(i) for i in found if _owns(channels.births[i], ids)}
+    for index, birth in enumerate(channels.births):
+        produces = index in produced
+        if produces or (birth.operand is not None and len(birth.value.shape or ()) == 1):
+            yield Parameter(birth.value.name or "?", birth.axis, birth, produces)
+
+
+def _owns(birth: Birth, ids: Ids) -> bool:
+    return bool(((ids >= birth.start) & (ids < birth.start + birth.size)).any())
+
+
+# -------------------------------------------------------------------------- matching
+
+
+def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[Parameter]:
+    """Return the parameters whose name, node or scope begins with a match of ``pattern``.
+
+    `re.match` as in the tutorials: ``conv1`` also chooses ``conv10_weights``.
+
+    Raises:
+        UserError: A regular expression is malformed.
+        NotFoundError: Nothing matches; near misses are listed.
+    """
+    wanted, unwanted = compiled(pattern), compiled(ignore) if ignore else None
+    chosen = [
+        p
+        for p in analysis.parameters
+        if any(wanted.match(alias) for alias in p.aliases)
+        and not (unwanted and any(unwanted.match(alias) for alias in p.aliases))
+    ]
+    if not chosen:
+        raise NotFoundError(
+            f"pattern {pattern!r} matches no parameter, node or scope"
+            f"{' that is not ignored' if ignore else ''}{misses(analysis, pattern)}"
+        )
+    return chosen
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression.
+
+    Raises:
+        UserError: It is malformed; the message says where.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+
+
+def find(analysis: Analysis, name: str) -> Parameter:
+    """Return the parameter of exactly this name, or read by the node of this name.
+
+    Raises:
+        NotFoundError: There is none; near misses are listed.
+    """
+    named = [p for p in analysis.parameters if p.name == name]
+    named += [p for p in analysis.parameters if p.node.name == name and p.produces]
+    if not named:
+        raise NotFoundError(f"no parameter or node is called {name!r}{misses(analysis, name)}")
+    return next((p for p in named if p.produces), named[0])
+
+
+def misses(analysis: Analysis, name: str) -> str:
+    """Near misses of a name or pattern, or the first names there are."""
+    plain = re.sub(r"[^\w/.:]+", "", name)
+    names = list(dict.fromkeys(p.name for p in analysis.parameters if p.produces))
+    return near_misses(plain, names) or f"; the parameters are {', '.join(names[:5])}, ..."

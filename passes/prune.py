@@ -1,0 +1,345 @@
+"""Prune: decide (`plan`), then slice (`cut`); the two never mix.
+
+Before: ``Conv(W[64, 3, 3, 3]) -> BatchNormalization(64) -> Conv(W[128, 64, 3, 3])``
+After:  ``Conv(W[32, 3, 3, 3]) -> BatchNormalization(32) -> Conv(W[128, 32, 3, 3])``
+
+1. What lives and dies together comes from `ties`; a group is cut as a whole or not at all.
+2. A parameter that was asked for and stays is in the plan, with its reason.
+3. Weights are sliced, numbers that count channels are repaired (`fixups`), shapes are inferred
+   again and must agree with the plan.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import PassError, UserError
+from onnxslim_kd.passes import fixups
+from onnxslim_kd.passes.channels import Birth, Ids
+from onnxslim_kd.passes.groups import Analysis, analyse, find, match
+from onnxslim_kd.passes.importance import IMPORTANCES
+from onnxslim_kd.passes.ratios import (
+    Amount,
+    Candidate,
+    GroupScore,
+    Request,
+    candidates,
+    machine_block,
+)
+from onnxslim_kd.plan import Group, Member, Options, Plan, Refusal
+
+PLAN_KEY = "onnxslim_kd.pruned"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to prune and how; the fields are the options of the command.
+
+    Raises:
+        UserError: A field is out of range; the message names the option.
+    """
+
+    pattern: str | None = None
+    ratio: float = 0.5
+    ratios: Mapping[str, float] | None = None
+    ignore: str | None = None
+    criterion: str = "l1"
+    group_score: GroupScore = "first"
+    amount: Amount = field(default_factory=lambda: Amount(round_to=0))
+
+    def __post_init__(self) -> None:
+        if self.criterion not in IMPORTANCES:
+            raise UserError(f"criterion {self.criterion!r} is not one of {', '.join(IMPORTANCES)}")
+        if (self.pattern is None) == (not self.ratios):
+            raise UserError("give either a pattern (with a ratio) or a ratio per parameter")
+        for name, ratio in {"ratio": self.ratio, **(self.ratios or {})}.items():
+            if not (isfinite(ratio) and 0 <= ratio < 1):
+                raise UserError(f"{name}: a ratio must be in [0, 1), got {ratio:g}")
+        if self.amount.round_to < 0:
+            raise UserError(f"round-to must be 1 or more, got {self.amount.round_to}")
+
+    def requests(self, analysis: Analysis) -> list[Request]:
+        """Return the parameters asked for, with their ratios.
+
+        Raises:
+            NotFoundError: A pattern or name matches nothing.
+        """
+        if self.pattern is not None:
+            chosen = match(analysis, self.pattern, self.ignore)
+            return [Request(p, self.ratio) for p in chosen]
+        return [Request(find(analysis, name), r) for name, r in (self.ratios or {}).items()]
+
+
+def plan(analysis: Analysis, choice: Choice) -> Plan:
+    """Decide which channels go.
+
+    Args:
+        analysis: A model with its ties solved (`groups.analyse`).
+        choice: What to prune and how.
+
+    Raises:
+        UserError: The choice names nothing, or its criterion cannot score a parameter.
+    """
+    ranked, refused, notes = rank(analysis, choice)
+    amount = resolved(choice.amount)
+    removed = mark(analysis, [amount.removed(c, c.ratio) for c in ranked])
+    return describe(analysis, ranked, removed, choice.criterion, refused=refused, notes=notes)
+
+
+def resolved(amount: Amount) -> Amount:
+    """Replace ``round_to=0`` by this machine's block."""
+    return amount if amount.round_to else Amount(machine_block(), amount.selector)
+
+
+def rank(analysis: Analysis, choice: Choice) -> tuple[list[Candidate], list[Refusal], list[str]]:
+    """Return the groups asked for with their units ranked, the refusals, and notes."""
+    requests = choice.requests(analysis)
+    refused, free = [], []
+    for request in requests:
+        reason = analysis.refusal(request.parameter)
+        if reason is None:
+            free.append(request)
+        else:
+            refused.append(Refusal(parameter=request.parameter.name, reason=reason))
+    ranked, notes = candidates(analysis, free, IMPORTANCES[choice.criterion], choice.group_score)
+    return ranked, refused, notes
+
+
+def mark(analysis: Analysis, removed: Sequence[Ids]) -> Ids:
+    """Return a mask over components, True for those that go."""
+    mask = np.zeros(analysis.components.count, bool)
+    for labels in removed:
+        mask[labels] = True
+    return mask
+
+
+def describe(
+    analysis: Analysis,
+    ranked: Sequence[Candidate],
+    removed: Ids,
+    criterion: str,
+    *,
+    refused: Sequence[Refusal] = (),
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Write the decision down as a `Plan`."""
+    owner = np.full(analysis.components.count, -1)
+    for index, candidate in enumerate(ranked):
+        owner[candidate.units] = index
+    members: list[list[Member]] = [[] for _ in ranked]
+    produced = {p.birth.start for p in analysis.parameters if p.produces}
+    for birth in analysis.births:
+        for index in _owners(owner[analysis.labels(birth)]):
+            produces = birth.start in produced
+            members[index].append(_member(analysis, birth, removed, produces=produces))
+    approximate = _approximate(analysis, owner, removed)
+    groups = [
+        Group(
+            asked_by=tuple(dict.fromkeys(p.name for p in c.asked)),
+            ratio=c.ratio,
+            units=len(c.units),
+            removed=int(removed[c.units].sum()),
+            members=tuple(members[i]),
+            importance=tuple(c.scores.tolist()),
+            approximate=tuple(approximate.get(i, ())),
+        )
+        for i, c in enumerate(ranked)
+    ]
+    return Plan(
+        options=Options(attention=analysis.channels.attention, free_outputs=analysis.free_outputs),
+        criterion=criterion,
+        groups=tuple(groups),
+        refused=tuple(refused),
+        notes=tuple(notes),
+        macs_before=analysis.macs(),
+        macs_after=analysis.macs(removed),
+    )
+
+
+def _owners(owners: Ids) -> list[int]:
+    return [int(i) for i in np.unique(owners) if i >= 0]
+
+
+def _member(analysis: Analysis, birth: Birth, removed: Ids, *, produces: bool) -> Member:
+    keep = np.flatnonzero(~removed[analysis.labels(birth)])
+    return Member(
+        parameter=birth.value.name or "?",
+        axis=birth.axis,
+        node=birth.node.name or "?",
+        before=birth.size,
+        after=len(keep),
+        kept=tuple(keep.tolist()) if produces else None,
+    )
+
+
+def _approximate(analysis: Analysis, owner: Ids, removed: Ids) -> dict[int, list[str]]:
+    """Per group, where removal differs from masking."""
+    found: dict[int, list[str]] = {}
+    for node, ids, reason in analysis.channels.approximate:
+        label = analysis.components.label[ids]
+        for index in _owners(owner[label[removed[label]]]):
+            found.setdefault(index, []).append(f"{node.name}: {reason}")
+    return found
+
+
+# ------------------------------------------------------------------------------- cut
+
+
+def cut(model: model_io.ModelLike, plan: Plan) -> ir.Model:
+    """Return ``model`` without the channels that ``plan`` removes; it decides nothing.
+
+    Raises:
+        UserError: The plan was made for another model.
+        PassError: The cut graph is not what the plan says.
+    """
+    analysis = analyse(
+        model_io.load(model),
+        attention=plan.options.attention,
+        free_outputs=plan.options.free_outputs,
+    )
+    apply(analysis, removed_by(analysis, plan))
+    return analysis.model
+
+
+def removed_by(analysis: Analysis, plan: Plan) -> Ids:
+    """Return the mask over components that ``plan`` means, for this model.
+
+    Raises:
+        UserError: The plan names what the model does not have, or cuts what must stay.
+    """
+    births = {(b.value.name, b.axis, b.size): b for b in analysis.births}
+    gone: list[Ids] = []
+    outputs: list[tuple[Member, Birth]] = []
+    for member in (m for group in plan.groups for m in group.members):
+        birth = births.get((member.parameter, member.axis, member.before))
+        if birth is None:
+            raise UserError(
+                f"the plan was made for another model: here is no {member.parameter} with"
+                f" {member.before} channels along axis {member.axis}"
+            )
+        if member.kept is not None:
+            drop = np.ones(birth.size, bool)
+            drop[list(member.kept)] = False
+            gone.append(analysis.labels(birth)[drop])
+            outputs.append((member, birth))
+    removed = mark(analysis, gone)
+    for label in np.flatnonzero(removed):
+        if (reason := analysis.components.pinned.get(int(label))) is not None:
+            raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
+    for member, birth in outputs:
+        keep = np.flatnonzero(~removed[analysis.labels(birth)])
+        if tuple(keep.tolist()) != member.kept:
+            raise UserError(
+                f"the plan was made for another model: {member.parameter} would keep"
+                f" {len(keep)} channels, the plan says {member.after}"
+            )
+    return removed
+
+
+def apply(analysis: Analysis, removed: Ids) -> None:
+    """Slice the weights of the analysed model in place and repair what counts channels.
+
+    Raises:
+        PassError: The shapes of the cut graph are not what the plan says.
+    """
+    if not removed.any():
+        return
+    gone = removed[analysis.components.label].astype(bool)
+    _ = analysis.other_sample  # of the graph before its weights change
+    state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
+    _slice_weights(analysis, gone)
+    fixups.repair(state)
+    for node in analysis.model.graph:
+        for value in node.outputs:
+            value.shape = None
+    model_io.infer_shapes(analysis.model)
+    _check_shapes(state)
+
+
+def _slice_weights(analysis: Analysis, gone: Ids) -> None:
+    """Slice every weight along its cut axes; a vector shared by layers is cloned first."""
+    axes: dict[ir.Value, dict[int, Ids]] = {}
+    vectors: dict[ir.Value, list[tuple[Birth, Ids]]] = {}
+    for birth in analysis.births:
+        drop = gone[birth.start : birth.start + birth.size]
+        if birth.operand is None:
+            continue
+        keep = np.flatnonzero(~drop)
+        if len(analysis.shapes.shape[birth.value]) == 1:
+            vectors.setdefault(birth.value, []).append((birth, keep))
+        elif drop.any():
+            axes.setdefault(birth.value, {})[birth.axis] = keep
+    for value, cuts in axes.items():
+        _slice(value, cuts)
+    for value, uses in vectors.items():
+        _slice_vector(analysis.model.graph, value, uses)
+
+
+def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
+    array = _numbers(value)
+    for axis, keep in sorted(cuts.items(), key=lambda cut: len(cut[1])):
+        array = np.take(array, keep, axis=axis)
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
+    value.const_value, value.shape = tensor, ir.Shape(array.shape)
+
+
+def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:
+    assert value.const_value is not None
+    if value.const_value.dtype.bitwidth < 8:
+        raise UserError(
+            f"{value.name} has type {value.const_value.dtype.name}, whose elements share bytes:"
+            f" leave it out with --ignore"
+        )
+    return value.const_value.numpy()
+
+
+def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, Ids]]) -> None:
+    """Slice a vector for each of its uses; equal cuts share one."""
+    whole = len(_numbers(value))
+    kinds = {keep.tobytes() for _, keep in uses}
+    if kinds == {np.arange(whole).tobytes()}:
+        return
+    if len(kinds) == 1 and len(uses) == len(value.uses()):
+        _slice(value, {0: uses[0][1]})
+        return
+    clones: dict[bytes, ir.Value] = {}
+    for birth, keep in uses:
+        if len(keep) == whole:
+            continue
+        if keep.tobytes() not in clones:
+            array = _numbers(value)[keep]
+            clones[keep.tobytes()] = model_io.new_initializer(graph, value.name or "w", array)
+        assert birth.operand is not None
+        birth.node.replace_input_with(birth.operand, clones[keep.tobytes()])
+    fixups.remove_dead(graph, [value])
+
+
+def _check_shapes(state: fixups.Cut) -> None:
+    """Read the cut graph's shapes back: each must be what the plan says."""
+    for value, expected in state.shapes.items():
+        node = value.producer()
+        if value.shape is None or (node is not None and node.graph is None):
+            continue  # not inferred, or removed with what it fed
+        for have, want in zip(model_io.dims(value), expected, strict=True):
+            if have is not None and have != want:
+                raise PassError(
+                    f"after the cut {value.name} has shape {list(value.shape)},"
+                    f" the plan says {list(expected)}"
+                )
+
+
+def record(model: ir.Model, plan: Plan) -> None:
+    """Leave in the metadata which plan made the model, without its long lists."""
+    summary = {
+        "criterion": plan.criterion,
+        "groups": len(plan.groups),
+        "macs": [plan.macs_before, plan.macs_after],
+        "approximate": plan.approximate,
+    }
+    model.metadata_props[PLAN_KEY] = json.dumps(summary)

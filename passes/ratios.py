@@ -1,0 +1,198 @@
+"""How many units of a group go: a share of it, rounded to what runs fast, never all of them."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes.channels import Ids
+from onnxslim_kd.passes.groups import Analysis, Parameter
+from onnxslim_kd.passes.importance import Criterion, Scores
+
+GroupScore = Literal["first", "mean", "max"]
+Selector = Literal["share", "energy"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parameter that was asked for, and the share of it that should go."""
+
+    parameter: Parameter
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A group that was asked for, its units ranked."""
+
+    group: int
+    ratio: float
+    asked: tuple[Parameter, ...]
+    units: Ids
+    """Components, in the order of the graph."""
+    scores: Scores
+    """One per unit."""
+    blocks: tuple[Ids, ...]
+    """Positions in ``units``, the least important first; the ratio holds for every block."""
+    width: int
+    """Channels of the parameter that one unit holds: more than 1 for heads and groups."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How a share becomes a number of units."""
+
+    round_to: int = 1
+    """Channels kept are a multiple of this where a block has at least twice as many."""
+    selector: Selector = "share"
+    """``share``: that share of the units; ``energy``: the units below the threshold at which the
+    squared scores sum to that share (PaddleSlim's optimal_threshold)."""
+
+    def removed(self, candidate: Candidate, ratio: float) -> Ids:
+        """Return the components of ``candidate`` that go for ``ratio``."""
+        gone: list[Ids] = []
+        for block in candidate.blocks:
+            if self.selector == "energy":
+                count = _below_threshold(candidate.scores[block], ratio)
+            else:
+                count = round(len(block) * ratio)  # half to even, as the tutorials
+            count = self._rounded(len(block), count, candidate.width)
+            gone.append(candidate.units[block[:count]])
+        return np.concatenate(gone)
+
+    def _rounded(self, size: int, count: int, width: int) -> int:
+        """A layer keeps at least one unit, and a multiple of the runtime's block."""
+        count = min(max(count, 0), size - 1)
+        step = max(1, self.round_to // width)
+        if count and size >= 2 * step:
+            kept = max(step, step * round((size - count) / step))
+            count = size - min(kept, size)
+        return count
+
+
+def _below_threshold(ranked: Scores, share: float) -> int:
+    """Count the ranked scores below PaddleSlim's energy threshold."""
+    energy = np.cumsum(np.square(ranked)) / np.square(ranked).sum()
+    first = int(np.argmax(energy > share)) if (energy > share).any() else len(ranked)
+    if first == 0:
+        return 0
+    threshold = (ranked[first - 1] + ranked[min(first, len(ranked) - 1)]) / 2
+    return int((ranked < threshold).sum())
+
+
+@cache
+def machine_block() -> int:
+    """Channels that ONNX Runtime computes at once here: 16 with AVX-512, else 8 (NCHWc block)."""
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() in ("x86_64", "AMD64") and flags.is_file():
+        return 16 if "avx512f" in flags.read_text() else 8
+    return 16 if platform.system() == "Windows" else 8
+
+
+def candidates(
+    analysis: Analysis,
+    requests: Sequence[Request],
+    criterion: Criterion,
+    group_score: GroupScore,
+) -> tuple[list[Candidate], list[str]]:
+    """Rank the units of every group asked for.
+
+    Args:
+        analysis: The solved model.
+        requests: In the order in which they were listed: the first one of a group wins.
+        criterion: Scores the channels of one parameter.
+        group_score: Whose scores count: the first listed parameter's, or mean or max of all.
+
+    Returns:
+        The groups, and a note for every request that an earlier one overruled.
+
+    Raises:
+        UserError: The criterion cannot score a parameter.
+    """
+    index = {id(p): i for i, p in enumerate(analysis.parameters)}
+    asked: dict[int, list[Request]] = {}
+    for request in requests:
+        asked.setdefault(analysis.group_of[index[id(request.parameter)]], []).append(request)
+    members: dict[int, list[Parameter]] = {}
+    for p, group in zip(analysis.parameters, analysis.group_of, strict=True):
+        if p.produces and group in asked:
+            members.setdefault(group, []).append(p)
+    found, notes = [], []
+    for group, wanted in asked.items():
+        producers = members.get(group, [])
+        named = [r.parameter for r in wanted if r.parameter.produces]
+        first = named or [r.parameter for r in wanted]
+        order = [*first, *[p for p in producers if p not in first]]
+        units = _units(analysis, order)
+        if not len(units):
+            continue
+        ratio = wanted[0].ratio
+        notes += [
+            f"{r.parameter.name} shares channels with {wanted[0].parameter.name}:"
+            f" its ratio {r.ratio:g} gives way to {ratio:g}, which was named first"
+            for r in wanted[1:]
+            if r.ratio != ratio
+        ]
+        scores = _scores(analysis, units, order, criterion, group_score)
+        width = max(1, round(order[0].birth.size / len(units)))
+        asked_by = tuple(dict.fromkeys(r.parameter for r in wanted))
+        blocks = _blocks(analysis, units, scores)
+        found.append(Candidate(group, ratio, asked_by, units, scores, blocks, width))
+    return found, notes
+
+
+def _units(analysis: Analysis, producers: Sequence[Parameter]) -> Ids:
+    labels = [analysis.labels(p.birth) for p in producers]
+    joined = np.concatenate(labels)
+    _, first = np.unique(joined, return_index=True)
+    ordered = joined[np.sort(first)]
+    free = [int(x) not in analysis.components.pinned for x in ordered]
+    return np.asarray(ordered[np.array(free, bool)])
+
+
+def _scores(
+    analysis: Analysis,
+    units: Ids,
+    producers: Sequence[Parameter],
+    criterion: Criterion,
+    group_score: GroupScore,
+) -> Scores:
+    """One score per unit: the mean over its channels in a parameter, then over parameters."""
+    table = np.full((len(producers), len(units)), np.nan)
+    position = {int(u): i for i, u in enumerate(units)}
+    for row, parameter in enumerate(producers):
+        if group_score == "first" and not np.isnan(table).all(axis=0).any():
+            break  # every unit has its score
+        where = np.array([position.get(int(x), -1) for x in analysis.labels(parameter.birth)])
+        inside = where >= 0
+        try:
+            raw = criterion(analysis, parameter)[inside]
+        except UserError:
+            if row == 0 and group_score == "first":
+                raise
+            continue
+        count = np.bincount(where[inside], minlength=len(units))
+        total = np.bincount(where[inside], raw, minlength=len(units))
+        with np.errstate(invalid="ignore"):
+            table[row] = total / count
+    table = table[~np.isnan(table).all(axis=1)]
+    if group_score == "first":
+        rows = np.argmax(~np.isnan(table), axis=0)
+        return np.asarray(np.nan_to_num(table[rows, np.arange(len(units))]))
+    reduce: Callable[..., Scores] = np.nanmean if group_score == "mean" else np.nanmax
+    return reduce(table, axis=0)
+
+
+def _blocks(analysis: Analysis, units: Ids, scores: Scores) -> tuple[Ids, ...]:
+    """Positions of the units by block, the least important first."""
+    signature = analysis.signature[units]
+    blocks = []
+    for word in dict.fromkeys(signature.tolist()):
+        inside = np.flatnonzero(signature == word)
+        blocks.append(inside[np.argsort(scores[inside], kind="stable")])
+    return tuple(blocks)
