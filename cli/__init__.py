@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "Write an architecture, or your torch module, as ONNX with live BatchNormalization.",
     "inspect": "List parameters, groups, shapes and costs of a model.",
     "prune": "Remove whole channels of chosen parameters, with proof.",
+    "bench": "Measure models against each other on ONNX Runtime.",
     "train": "Fine-tune or distil a model, plain or merged.",
 }
 

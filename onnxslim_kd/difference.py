@@ -66,8 +66,7 @@ def _problem(name: str, wanted: Any, got: Any) -> str | None:
 
 
 def _hits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> list[float]:
-    """Return where both have the same class: the last axis, or axis 1 of images."""
-    axis = 1 if a.ndim >= 4 else -1
-    if a.ndim < 2 or a.shape[axis] < 2:
+    """Return where both have the same class: axis 1 of (N, C) and (N, C, H, W)."""
+    if a.ndim not in (2, 4) or a.shape[1] < 2:
         return []
-    return list(np.ravel(a.argmax(axis) == b.argmax(axis)).astype(float))
+    return list(np.ravel(a.argmax(1) == b.argmax(1)).astype(float))
