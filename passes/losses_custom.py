@@ -1,0 +1,111 @@
+"""The user's own loss: an ONNX file, or a function that builds nodes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+import onnx_ir as ir
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd import plugins
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes.scope import Scope
+
+
+def custom(
+    scope: Scope,
+    students: Sequence[ir.Value],
+    teachers: Sequence[ir.Value],
+    *,
+    file: str | None = None,
+    function: str | None = None,
+    train: bool = False,
+    **options: object,
+) -> ir.Value:
+    """The loss in an ONNX ``file``, or built by a Python ``function`` (``module:name``).
+
+    A file holds a model, or one function, whose inputs are the student's values and then the
+    teacher's, and whose one output is a scalar; with ``train`` its float initializers train with
+    the student. A function is called as ``name(scope, students, teachers, **options)`` with a
+    `Scope` and two lists of values, and returns the scalar.
+
+    Shapes: what the loss takes.
+
+    Raises:
+        UserError: Not exactly one of both is given, it cannot be loaded, or its result is no
+            scalar.
+    """
+    if (file is None) == (function is None):
+        raise UserError("loss custom takes file=loss.onnx or function=module:name")
+    if function is not None:
+        loss = plugins.find(function)(scope, students, teachers, **options)
+    elif options:
+        raise UserError(f"loss custom: a file takes no option {', '.join(options)}")
+    else:
+        assert file is not None
+        loss = insert(scope, file, [*students, *teachers], train=train)
+    if not isinstance(loss, ir.Value):
+        raise UserError(f"loss custom: {function} returned {type(loss).__name__}, not a value")
+    if loss.shape is not None and len(loss.shape) != 0:
+        raise UserError(f"loss custom: {file or function} gives {loss.shape}, not a scalar")
+    return scope.floats(loss)
+
+
+def insert(scope: Scope, file: str, values: Sequence[ir.Value], *, train: bool) -> ir.Value:
+    """Move the graph in ``file`` into the scope's, fed by ``values``.
+
+    Raises:
+        UserError: The number of inputs or outputs, or the opset, does not fit.
+        ModelError: The file cannot be read.
+    """
+    model = load_loss(file, len(values))
+    model_io.raise_opset(model, scope.opset)
+    graph = model.graph
+    if graph.opset_imports[""] > scope.opset:
+        raise UserError(
+            f"loss custom: {file} has opset {graph.opset_imports['']}, the models {scope.opset};"
+            f" export it with an older opset"
+        )
+    if len(graph.inputs) != len(values) or len(graph.outputs) != 1:
+        raise UserError(
+            f"loss custom: {file} takes {len(graph.inputs)} values and gives"
+            f" {len(graph.outputs)}, it must take {len(values)} and give 1"
+        )
+    result = graph.outputs[0]
+    for taken, value in zip(list(graph.inputs), values, strict=True):
+        ir.convenience.replace_all_uses_with(taken, value)
+    scope.adopt(graph, train=train)
+    return result
+
+
+def load_loss(file: str, inputs: int) -> ir.Model:
+    """Load a loss of so many inputs, from a model or from a single function.
+
+    Raises:
+        ModelError: The file is neither.
+    """
+    function = onnx.FunctionProto()
+    try:
+        function.ParseFromString(Path(file).read_bytes())
+    except (OSError, google.protobuf.message.DecodeError):
+        return model_io.load(file)  # which says what is wrong with the file
+    if not (function.name and function.node):
+        return model_io.load(file)
+    return model_io.load(_calling(function, inputs))
+
+
+def _calling(function: onnx.FunctionProto, inputs: int) -> onnx.ModelProto:
+    """Wrap a function in a model that calls it."""
+    names = list(function.input)[:inputs]
+    outputs = list(function.output)
+    call = onnx.helper.make_node(function.name, names, outputs, domain=function.domain)
+    taken, given = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in side]
+        for side in (names, outputs)
+    )
+    graph = onnx.helper.make_graph([call], function.name, taken, given)
+    opsets = [*function.opset_import, onnx.helper.make_opsetid(function.domain, 1)]
+    return onnx.helper.make_model(
+        graph, functions=[function], opset_imports=opsets, ir_version=model_io.IR_VERSIONS[1]
+    )
