@@ -35,6 +35,7 @@ SHOWN = 8
 @click.option("--freeze", multiple=True, metavar="RE", help="Parameters to leave as they are.")
 @click.option("--bn", type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]))
 @click.option("--like", type=FILE, help="The original of a pruned model, for --bn reinsert.")
+@click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
 @click.option("--init-from", type=FILE, help="Take weights of the same name and shape from here.")
 @click.option("--metric", help="auto, top1, miou, map, loss or module:function.")
 @click.option("--checkpoint", type=FILE, help="Folder; resumes from it.")
@@ -147,6 +148,8 @@ def describe(event: Mapping[str, Any]) -> list[str]:
         lines = [f"init-from: {event['loaded']} tensors"]
         lines += _listed("other shape, kept", event["other_shape"])
         return lines + _listed("not in that file, kept", event["missing"])
+    if kind == "bn":
+        return _listed("BatchNormalization re-inserted behind", event["reinserted"])
     if kind == "resume":
         return [f"resumes after epoch {event['epoch']}, step {event['step']}"]
     if kind in ("step", "epoch"):

@@ -9,7 +9,7 @@ import torch
 from onnxslim_kd import model as model_io
 from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.training import checkpoint, optim
+from onnxslim_kd.training import bn, checkpoint, optim
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Loader, check_labels
 from onnxslim_kd.training.datasets import open_source
@@ -45,6 +45,9 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
         speak({"event": "init", **load_weights(model, model_io.load(config.init_from))})
     feeder = Feeder(model, roles, config.seed, world.device, world.shard)
     loader, val_loader = _loaders(config, feeder, world)
+    if bn.wants_reinsertion(config.bn, bn.student_of(model, roles)):
+        done = bn.reinsert(model, roles, loader.some(bn.BATCHES), config.like, config.plan)
+        speak({"event": "bn", "reinserted": done})
     objective = Objective(model, roles, config)
     _check_classes(model, objective, loader, val_loader)
     selection = select(model, roles, config)

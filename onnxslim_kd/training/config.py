@@ -105,6 +105,8 @@ class TrainConfig(_Strict):
     bn: Literal["auto", "keep", "reinsert", "none", "frozen"] = "auto"
     like: Path | None = None
     """The original of a pruned model: its statistics set re-inserted BatchNormalizations."""
+    plan: Path | None = None
+    """The pruning plan that leads from ``like`` to the model."""
     init_from: Path | None = None
     cuts: tuple[Cut, ...] = ()
     sparsity: Sparsity | None = None

@@ -95,6 +95,15 @@ class Loader:
         size = self.batch_size
         return self._batches([keys[start : start + size] for start in range(0, count, size)])
 
+    def some(self, batches: int) -> list[Batch]:
+        """Return up to ``batches`` batches from all over the source, without chance."""
+        order = np.random.default_rng(self.seed).permutation(len(self.source))
+        rows = order[: batches * self.batch_size]
+        keys = [(EVALUATION, int(index)) for index in rows]
+        size = self.batch_size
+        parts = [keys[start : start + size] for start in range(0, len(keys), size)]
+        return list(self._batches(parts))
+
     def _batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
         dataset = _Keyed(self.source, self.preprocess, self.seed)
         batches: Any = DataLoader(

@@ -4,7 +4,9 @@ A teacher that does not train needs no gradient, no training mode and no torch: 
 trained graph, and what they gave comes in as inputs. Its BatchNormalizations cannot drift.
 """
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +139,8 @@ class Cache:
     """
 
     def __init__(self, samples: int, limit: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxslim-kd-teacher-")
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxslim-kd-teacher-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._samples, self._limit = samples, limit
         self._stores: dict[str, np.memmap[Any, Any]] = {}
         self._held = np.zeros(samples, bool)
@@ -177,6 +180,6 @@ class Cache:
         for number, (name, tensor) in enumerate(values.items()):
             shape = (rows, *tensor.shape[1:])
             dtype = tensor.cpu().numpy().dtype
-            path = Path(self._folder.name) / str(number)
+            path = self._folder / str(number)
             self._stores[name] = np.memmap(path, dtype, "w+", shape=shape)
         self._held = np.zeros(self._samples, bool)

@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+import torch
+from training_models import build, classifier, numbers, pair
+
+from onnxslim_kd.errors import NotFoundError, OperationError, UserError
+from onnxslim_kd.runtime import Session
+from onnxslim_kd.training import config as configs
+from onnxslim_kd.training import engine
+
+
+def fit(model, **settings):
+    events = []
+    base = {"epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "seed": 3}
+    outcome = engine.train(model, configs.parse(base | settings), events.append)
+    return outcome, events
+
+
+def of(events, kind):
+    return [event for event in events if event["event"] == kind]
+
+
+def test_fine_tuning_a_plain_model_learns_digits_and_keeps_names():
+    model = classifier(8)
+    names = [value.name for value in model.graph.initializers.values()]
+    outcome, events = fit(model, epochs=6)
+    assert outcome.history[-1]["top1"] > 75
+    assert [value.name for value in outcome.model.graph.initializers.values()] == names
+    (start,) = of(events, "start")
+    assert set(start["trained"]) == {n for n in names if n not in ("bn1_mean", "bn1_var")}
+    assert start["teacher"] is None and start["unused"] == []
+
+
+def test_the_written_weights_give_the_accuracy_that_was_reported():
+    model = classifier(8)
+    outcome, _ = fit(model, epochs=3)
+    from onnxslim_kd.training.datasets import open_source
+
+    test = open_source("digits?split=test").arrays
+    scores = Session(model).run({"image": test["image"]})["logits"]
+    top1 = 100 * float((scores.argmax(1) == test["label"]).mean())
+    assert top1 == pytest.approx(outcome.history[-1]["top1"])
+
+
+def test_distillation_trains_student_and_helper_but_not_the_teacher():
+    model = pair()
+    before = numbers(model)
+    outcome, events = fit(model, epochs=3)
+    after = numbers(outcome.model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert not any(name.startswith("teacher_") for name in changed)
+    assert {"conv1_weights", "bn1_mean", "fc_weights", "loss_align_weights"} <= changed
+    steps = of(events, "step")
+    assert steps[-1]["kl"] < steps[0]["kl"] and steps[-1]["hint"] < steps[0]["hint"]
+    last = steps[-1]
+    assert last["loss"] == pytest.approx(last["kl"] + 0.5 * last["hint"], rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"teacher_runtime": "torch"}, {"cache_teacher": True}])
+def test_the_teacher_gives_the_same_wherever_it_runs(change):
+    (a, _), (b, _) = fit(pair()), fit(pair(), **change)
+    for name, value in numbers(a.model).items():
+        assert np.allclose(value, numbers(b.model)[name], atol=1e-4), name
+
+
+def test_weights_and_epochs_of_terms_change_without_merging_again():
+    _, events = fit(pair(), terms={"hint": {"weight": 2.0, "end_epoch": 1}}, log_steps=1)
+    for step in of(events, "step"):
+        hint = 2 * step["hint"] if step["epoch"] == 0 else 0
+        assert ("hint" in step) == (step["epoch"] == 0)
+        assert step["loss"] == pytest.approx(step["kl"] + hint, rel=1e-5)
+
+
+def test_plain_fine_tuning_follows_when_the_terms_end():
+    ends = {"kl": {"end_epoch": 1}, "hint": {"end_epoch": 1}}
+    _, events = fit(pair(), terms=ends, labels={"weight": 1, "start_epoch": 1})
+    assert {"kl", "hint"} <= of(events, "step")[0].keys()
+    assert "labels" in of(events, "step")[-1] and "kl" not in of(events, "step")[-1]
+
+
+def test_mutual_learning_trains_both():
+    model = pair()
+    before = numbers(model)
+    fit(model, mutual=True, labels={"weight": 1})
+    after = numbers(model)
+    for name in ("conv1_weights", "teacher_conv1_weights", "teacher_bn1_mean"):
+        assert not np.array_equal(before[name], after[name])
+
+
+def test_two_runs_give_the_same_bits():
+    (a, _), (b, _) = fit(pair()), fit(pair())
+    for name, value in numbers(a.model).items():
+        assert np.array_equal(value, numbers(b.model)[name]), name
+
+
+def test_pieces_of_a_batch_add_up_to_the_batch():
+    freeze = {"bn": "frozen", "epochs": 1}  # batch statistics depend on the pieces
+    (a, _), (b, _) = fit(classifier(), **freeze), fit(classifier(), accumulate=4, **freeze)
+    for name, value in numbers(a.model).items():
+        assert np.allclose(value, numbers(b.model)[name], atol=1e-5), name
+
+
+def test_frozen_batchnorm_keeps_its_statistics():
+    model = classifier()
+    fit(model, bn="frozen")
+    assert np.array_equal(numbers(model)["bn1_var"], np.ones(4, np.float32))
+
+
+def test_freeze_and_train_patterns():
+    model = classifier()
+    before = numbers(model)
+    _, events = fit(model, freeze=["conv1", "bn1"], epochs=1)
+    assert set(of(events, "start")[0]["frozen"]) == {"conv1_weights", "bn1_scale", "bn1_bias"}
+    after = numbers(model)
+    for name in ("conv1_weights", "bn1_scale", "bn1_mean", "bn1_var"):
+        assert np.array_equal(before[name], after[name]), name
+    with pytest.raises(NotFoundError, match="freeze: no parameter matches 'conv3'; near misses"):
+        fit(classifier(), freeze=["conv3"])
+    with pytest.raises(UserError, match="no parameter is left to train"):
+        fit(classifier(), freeze=["."])
+
+
+def test_parameters_without_gradient_are_named():
+    body = """
+        scaled = Gemm(image, lost)
+        whole = Cast<to=7>(scaled)
+        back = Cast<to=1>(whole)
+        both = Add(back, image)
+        y = Gemm(both, found)
+    """
+    shapes = {"lost": (4, 4), "found": (4, 10)}
+    model = build(body, "float[N,4] image", "float[N,10] y", shapes)
+    _, events = fit(model, data="random?size=64", epochs=1)
+    assert of(events, "unreached")[0]["names"] == ["lost"]
+
+
+def test_softmax_at_the_end_is_seen_through():
+    model = classifier(8, tail=" probabilities = Softmax(logits)\n")
+    outcome, _ = fit(model, epochs=6)
+    assert outcome.history[-1]["top1"] > 75
+
+
+@pytest.mark.parametrize(
+    "labels", [{"smoothing": 0.1}, {"mixup": 0.2}, {"cutmix": 1.0}, {"loss": "ce"}]
+)
+def test_shaped_labels_train(labels):
+    outcome, _ = fit(classifier(8), epochs=6, labels=labels)
+    assert outcome.history[-1]["top1"] > 50
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_every_optimizer_trains(name):
+    lr = {"sgd": 0.1}.get(name, 0.01)
+    _, events = fit(classifier(), optimizer={"name": name, "lr": lr}, log_steps=1)
+    losses = [step["loss"] for step in of(events, "step")]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_ema_averages_and_is_what_is_written():
+    plain, averaged = classifier(), classifier()
+    fit(plain)
+    fit(averaged, ema=0.99)
+    a, b = numbers(plain)["fc_weights"], numbers(averaged)["fc_weights"]
+    assert not np.allclose(a, b) and np.abs(a).sum() > np.abs(b).sum()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_value():
+    model = classifier()
+    broken = model.graph.initializers["bn1_var"]
+    broken.const_value = type(broken.const_value)(np.full(4, -1.0, np.float32), name="bn1_var")
+    before = numbers(model)["conv1_weights"]
+    with pytest.raises(OperationError, match=r"the loss is nan at epoch 0, step 0.*'b1'"):
+        fit(model, bn="frozen")
+    assert np.array_equal(before, numbers(model)["conv1_weights"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 5000}, "1437 samples, less than one batch of 5000"),
+        ({"data": "random?classes=11"}, "sample 10 has label 10, the model has 10 classes"),
+        ({"terms": {"k": {"weight": 1}}}, "terms.k: the model's loss terms are: none"),
+        ({"preprocess": "resize=9"}, r"input 'image' has shape \[batch, 1, 8, 8\], the data gives"),
+        ({"preprocess": "normalise=half"}, "near misses: normalize"),
+        ({"labels": {"weight": 0}}, "no loss term is active in epoch 0"),
+        ({"amp": "fp16"}, "amp fp16 needs a CUDA device"),
+        ({"cache_teacher": True, "preprocess": "flip"}, None),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, message):
+    if message is None:
+        with pytest.raises(UserError, match="cache_teacher needs the same images"):
+            fit(pair(), **settings)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        fit(classifier(), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_init_from_reports_what_fits(tmp_path):
+    from onnxslim_kd import model as model_io
+
+    model_io.save(classifier(4, seed=9), tmp_path / "other.onnx")
+    model = pair(4)
+    _, events = fit(model, init_from=tmp_path / "other.onnx", epochs=1)
+    (init,) = of(events, "init")
+    assert init["loaded"] == 9 and init["other_shape"] == {}
+    assert "teacher_conv1_weights" in init["missing"]
+    with pytest.raises(UserError, match="no initializer has the same name and shape"):
+        fit(
+            build(" y = Gemm(image, w)", "float[N,4] image", "float[N,2] y", {"w": (4, 2)}),
+            init_from=tmp_path / "other.onnx",
+        )
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
