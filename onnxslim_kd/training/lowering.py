@@ -29,7 +29,8 @@ from onnxslim_kd.training.ops_resize import RESIZE
 from onnxslim_kd.training.ops_rnn import RECURRENT
 from onnxslim_kd.training.ops_shape import SHAPE
 from onnxslim_kd.training.reach import needed_nodes, refuse_unknown
-from onnxslim_kd.training.translate import Lower, Translator, Weights
+from onnxslim_kd.training.state import Weights
+from onnxslim_kd.training.translate import Lower, Translator
 from onnxslim_kd.training.weights import statistics_of, trainable_parameters
 
 OPS: dict[str, Lower] = {
@@ -244,7 +245,7 @@ def lower(
     weights = Weights(frozenset(trainable))
     translator = Translator(OPS, weights, model.graph.opset_imports[""])
     translator.translate(model.graph, needed)
-    translator.graph.output({name_of(value): translator.source(value) for value in results})
+    translator.graph.output({name_of(value): translator.result(value) for value in results})
     return Lowered(translator.graph, weights, translator.modules).eval()
 
 

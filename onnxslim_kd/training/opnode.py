@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,32 @@ class OpNode:
     def refuse(self, what: str) -> ModelError:
         """Return the error for a variant of the operator that is not supported."""
         return ModelError(f"node {self.name} ({self.op}): {what}; it cannot be trained")
+
+
+def describe(node: ir.Node, known: Sequence[Tensor | None], opset: int) -> OpNode:
+    """Return what an operator's lowering sees of ``node``."""
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    attributes = {
+        name: to_torch(attribute.as_tensor())
+        if attribute.type == ir.AttributeType.TENSOR
+        else attribute.value
+        for name, attribute in node.attributes.items()
+    }
+    return OpNode(
+        op=node.op_type,
+        name=node.name or "?",
+        since=schema.since_version,
+        attributes=attributes,
+        constants=known,
+        present=[value is not None for value in node.inputs],
+        outputs=[
+            bool(value.name) and bool(value.uses() or value.is_graph_output())
+            for value in node.outputs
+        ],
+        ranks=[
+            len(v.shape) if v is not None and v.shape is not None else None for v in node.inputs
+        ],
+    )
 
 
 class Modal(nn.Module):

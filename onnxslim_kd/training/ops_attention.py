@@ -20,7 +20,7 @@ class Options:
     causal: bool
     softcap: float
     mode: int
-    """What the fourth output shows: 0 scores, 1 with mask, 2 with softcap, 3 probabilities."""
+    """What the fourth output shows: 0 scores, 1 capped, 2 with mask, 3 probabilities."""
 
 
 def attention(node: OpNode) -> Kernel:
@@ -110,7 +110,8 @@ def _attend(
     capped = options.softcap * torch.tanh(raw / options.softcap) if options.softcap else raw
     masked = capped if bias is None else capped + bias
     weights = torch.softmax(masked, -1)
-    shown = (raw, masked, capped, weights)[options.mode]
+    weights = weights.masked_fill(torch.isneginf(masked).all(-1, keepdim=True), 0.0)
+    shown = (raw, capped, masked, weights)[options.mode]
     return torch.matmul(weights, v), shown
 
 

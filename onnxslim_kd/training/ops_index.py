@@ -100,7 +100,8 @@ def scatter_nd(node: OpNode) -> Kernel:
         elif reduction == "add":
             result = rows.index_add(0, flat, values)
         else:
-            result = rows.index_reduce(0, flat, values, _REDUCE[reduction])
+            where = flat.reshape(-1, *[1] * len(rest)).expand_as(values)
+            result = rows.scatter_reduce(0, where, values, _REDUCE[reduction])
         return result.reshape(x.shape)
 
     return run

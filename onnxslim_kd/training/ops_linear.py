@@ -80,9 +80,11 @@ def _transposed_pads(
     for i, n in enumerate(sizes):
         out = wanted[-len(sizes) :][i] if wanted else n * sized.strides[i]
         reach = (sized.kernel[i] - 1) * sized.dilations[i] + 1
-        small, large = halves(max(sized.strides[i] * (n - 1) + more[i] + reach - out, 0))
+        total = sized.strides[i] * (n - 1) + more[i] + reach - out
+        total = total if wanted else max(total, 0)  # auto_pad never adds, in ONNX Runtime
+        small, large = halves(max(total, 0))
         begin.append(small if sized.auto_pad == "SAME_UPPER" else large)
-        end.append(large if sized.auto_pad == "SAME_UPPER" else small)
+        end.append(total - begin[-1])
     return begin, end
 
 

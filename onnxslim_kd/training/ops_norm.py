@@ -97,7 +97,8 @@ def layer_norm(node: OpNode) -> Kernel:
 def _moments(x: Tensor, axis: int, eps: float) -> tuple[Tensor, Tensor]:
     """Return the mean and the inverse deviation that LayerNormalization may output."""
     dims = list(range(axis % x.dim(), x.dim()))
-    var, mean = torch.var_mean(x.float(), dims, correction=0, keepdim=True)
+    held = x.float() if x.element_size() < 4 else x
+    var, mean = torch.var_mean(held, dims, correction=0, keepdim=True)
     return mean, torch.rsqrt(var + eps)
 
 

@@ -62,7 +62,8 @@ def _l1(x: Tensor, dims: list[int], keep: bool) -> Tensor:  # noqa: FBT001
 
 
 def _l2(x: Tensor, dims: list[int], keep: bool) -> Tensor:  # noqa: FBT001
-    return torch.linalg.vector_norm(x, 2, dims, keep)
+    norm: Tensor = torch.linalg.vector_norm(x, 2, dims, keep)
+    return norm
 
 
 def _log_sum(x: Tensor, dims: list[int], keep: bool) -> Tensor:  # noqa: FBT001

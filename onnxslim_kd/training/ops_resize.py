@@ -36,8 +36,6 @@ class Resize:
         self.sizes = node.numbers(3) if node.has(3) else None
         if self.coordinates == "tf_crop_and_resize":
             raise node.refuse("coordinate mode tf_crop_and_resize is not supported")
-        if self.antialias and self.exclude:
-            raise node.refuse("antialias with exclude_outside is not supported")
         node.host.add(1)
         self._held: dict[tuple[int, int, float], Tensor] = {}
 
@@ -121,7 +119,7 @@ class Resize:
         for row, centre in enumerate(source):
             near = np.arange(math.floor(centre - radius), math.ceil(centre + radius) + 1)
             weights = self._filter((near - centre) / stretch)
-            if self.exclude or self.antialias:
+            if self.exclude:
                 weights = weights * ((near >= 0) & (near < n))
             np.add.at(matrix[row], np.clip(near, 0, n - 1), weights / weights.sum())
         return matrix
@@ -129,7 +127,8 @@ class Resize:
     def _filter(self, distance: Array) -> Array:
         t: Array = np.abs(distance)
         if self.mode == "linear":
-            return np.fmax(1 - t, 0.0)
+            tent: Array = np.maximum(1 - t, 0)
+            return tent
         a = self.cubic
         inner = ((a + 2) * t - (a + 3)) * t * t + 1
         outer = a * (((t - 5) * t + 8) * t - 4)

@@ -6,60 +6,27 @@ CPU as small integer tensors, so that a GPU never has to be waited for.
 """
 
 import operator
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
 from onnxslim_kd.errors import ModelError
 from onnxslim_kd.model import name_of
-from onnxslim_kd.training.opnode import Kernel, OpNode, to_torch
+from onnxslim_kd.training.opnode import Kernel, OpNode, describe, to_torch, torch_dtype
+from onnxslim_kd.training.state import Weights, identifier, unique
 
 Lower: TypeAlias = Callable[[OpNode], Kernel]
 RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 """Never folded, although their inputs may be constant."""
+QUANTISED = frozenset(
+    (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32)
+)
+"""Types that inside are kept in floating point, for gradients to pass (`ops_quant`)."""
 SIZES = frozenset({"Shape", "Size"})
 """Read from the tensor's description, on the CPU, whatever the device."""
-
-
-@dataclass
-class Weights:
-    """What lives across runs, by initializer (or folded value's) name."""
-
-    trainable: Collection[str]
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
-    """Initializer name to an attribute name that torch accepts."""
-
-    def register(self, name: str, tensor: Tensor) -> None:
-        """Make ``tensor`` a parameter or a buffer."""
-        if name in self.keys:
-            return
-        if name in self.trainable:
-            self.parameters[name] = nn.Parameter(tensor)
-        else:
-            self.buffers[name] = tensor
-        self.keys[name] = unique(identifier(name), self.keys.values())
-
-
-def identifier(name: str) -> str:
-    """Return ``name`` as a Python identifier, so that generated code can be read."""
-    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"v_{name}")
-
-
-def unique(name: str, taken: Collection[str]) -> str:
-    """Return ``name``, numbered where it is taken."""
-    free, extra = name, 0
-    while free in taken:
-        extra += 1
-        free = f"{name}_{extra}"
-    return free
 
 
 class Branch(nn.Module):
@@ -122,6 +89,13 @@ class Translator:
             node.meta["feed"] = name
         node.meta["value"] = name
         return node
+
+    def result(self, value: ir.Value) -> fx.Node:
+        """Return an output; what was computed with whole numbers in floats gets its type."""
+        node = self.source(value)
+        if value.dtype not in QUANTISED:
+            return node
+        return self.graph.call_method("to", (node, torch_dtype(value.dtype)))
 
     def is_host(self, value: ir.Value) -> bool:
         """Tell whether ``value`` is computed on the CPU."""
@@ -303,32 +277,6 @@ class Translator:
 def to_device(tensor: Tensor, like: Tensor) -> Tensor:
     """Move ``tensor`` to where ``like`` is."""
     return tensor.to(like.device, non_blocking=True)
-
-
-def describe(node: ir.Node, known: Sequence[Tensor | None], opset: int) -> OpNode:
-    """Return what an operator's lowering sees of ``node``."""
-    schema = onnx.defs.get_schema(node.op_type, opset)
-    attributes = {
-        name: to_torch(attribute.as_tensor())
-        if attribute.type == ir.AttributeType.TENSOR
-        else attribute.value
-        for name, attribute in node.attributes.items()
-    }
-    return OpNode(
-        op=node.op_type,
-        name=node.name or "?",
-        since=schema.since_version,
-        attributes=attributes,
-        constants=known,
-        present=[value is not None for value in node.inputs],
-        outputs=[
-            bool(value.name) and bool(value.uses() or value.is_graph_output())
-            for value in node.outputs
-        ],
-        ranks=[
-            len(v.shape) if v is not None and v.shape is not None else None for v in node.inputs
-        ],
-    )
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -1,0 +1,42 @@
+"""What a lowered graph keeps across runs, under names that torch accepts."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Weights:
+    """What lives across runs, by initializer (or folded value's) name."""
+
+    trainable: Collection[str]
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Initializer name to an attribute name that torch accepts."""
+
+    def register(self, name: str, tensor: Tensor) -> None:
+        """Make ``tensor`` a parameter or a buffer."""
+        if name in self.keys:
+            return
+        if name in self.trainable:
+            self.parameters[name] = nn.Parameter(tensor)
+        else:
+            self.buffers[name] = tensor
+        self.keys[name] = unique(identifier(name), self.keys.values())
+
+
+def identifier(name: str) -> str:
+    """Return ``name`` as a Python identifier, so that generated code can be read."""
+    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"v_{name}")
+
+
+def unique(name: str, taken: Collection[str]) -> str:
+    """Return ``name``, numbered where it is taken."""
+    free, extra = name, 0
+    while free in taken:
+        extra += 1
+        free = f"{name}_{extra}"
+    return free

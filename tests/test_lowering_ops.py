@@ -1,0 +1,70 @@
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from lowering_cases import CASES
+
+from onnxslim_kd.training.lowering import OPS, lower
+
+IDS = [f"{index}-{case.ops[-1]}" for index, case in enumerate(CASES)]
+DIFFERENTIABLE = [
+    case
+    for case in CASES
+    if case.grad
+    and any(array.dtype.kind == "f" for name, array in case.arrays.items() if name[0] != "c")
+]
+
+
+def run_ort(model, feeds, outputs):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), feeds)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_forward_equals_onnxruntime(case):
+    model = case.model()
+    expected = run_ort(model, case.feeds, case.outputs)
+    lowered = lower(model, trainable=case.weights)
+    feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
+    with torch.no_grad():
+        found = lowered(feeds, case.outputs)
+    for name, want in zip(case.outputs, expected, strict=True):
+        got = found[name].numpy()
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=case.tolerance, atol=case.tolerance)
+
+
+@pytest.mark.parametrize(
+    "case", DIFFERENTIABLE, ids=[f"{i}-{c.ops[-1]}" for i, c in enumerate(DIFFERENTIABLE)]
+)
+def test_gradient_equals_finite_differences(case):
+    lowered = lower(case.model(double=True), trainable=case.weights)
+    keys = {
+        name: key
+        for key, p in lowered.named_parameters()
+        for name, q in lowered.parameters_by_name.items()
+        if p is q
+    }
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in case.arrays.items()}
+    varied = [name for name in (*case.feeds, *keys) if tensors[name].is_floating_point()]
+
+    def run(*values):
+        given = {**tensors, **dict(zip(varied, values, strict=True))}
+        weights = {keys[name]: given[name] for name in keys}
+        feeds = {name: given[name] for name in case.feeds}
+        results = torch.func.functional_call(lowered, weights, (feeds,))
+        return tuple(r for r in results.values() if r.is_floating_point())
+
+    inputs = [tensors[name].double().requires_grad_() for name in varied]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-4)
+
+
+def test_every_operator_has_a_case():
+    covered = {op for case in CASES for op in case.ops}
+    assert OPS.keys() <= covered, f"no case for {sorted(OPS.keys() - covered)}"
