@@ -18,6 +18,9 @@ COMMANDS = {
     "prune": "Remove whole channels of chosen parameters, with proof.",
     "bench": "Measure models against each other on ONNX Runtime.",
     "train": "Fine-tune or distil a model, plain or merged.",
+    "calibrate": "Re-estimate BatchNormalization statistics from unlabelled data.",
+    "eval": "Measure a model on labelled data.",
+    "infer": "Classify images.",
 }
 
 

@@ -72,6 +72,11 @@ class Feeder:
         names = [model_io.name_of(value) for value in self.model.graph.inputs]
         return [name for name in names if name not in data]
 
+    def zeros(self, value: ir.Value, size: int) -> Tensor:
+        """Return zeros for an input that nothing of interest reads."""
+        sides = [side or 1 for side in model_io.dims(value)[1:]]
+        return torch.zeros((size, *sides), dtype=_torch_dtype(value))
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every data input without the batch, 0 for an unknown side."""
         values = self.data_inputs()

@@ -1,0 +1,47 @@
+"""``onnxslim-kd eval``: measure any ONNX model on labelled data."""
+
+import json
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("eval")
+@click.argument("model", type=FILE)
+@click.option("--data", default="digits?split=test", show_default=True, help="As in train.")
+@click.option("--preprocess", default="", help="The same line as in training.")
+@click.option("--metric", default="auto", help="auto, top1, miou, map or module:function.")
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--workers", default=0, help="Processes that decode images.")
+@click.option("--max-bad", default=0, help="Unreadable samples that are left out.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
+@click.option("--threads", default=0, help="0 lets the runtime choose.")
+@click.option("--json", "as_json", is_flag=True)
+def eval(
+    model: Path,
+    data: str,
+    preprocess: str,
+    metric: str,
+    batch_size: int,
+    workers: int,
+    max_bad: int,
+    provider: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on ONNX Runtime; of a merged model, the student."""
+    from onnxslim_kd import model as model_io
+    from onnxslim_kd.training.evaluate import Predictor, Reading, evaluate
+
+    predictor = Predictor(model_io.load(model), provider=provider, threads=threads)
+    reading = Reading(data, preprocess, batch_size, workers, max_bad)
+    found = evaluate(predictor, reading, metric)
+    if as_json:
+        click.echo(json.dumps({**found.metrics, "samples": found.samples, "bad": found.bad}))
+        return
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.metrics.items())
+    left_out = f", {found.bad} unreadable" if found.bad else ""
+    speed = found.samples / found.seconds
+    click.echo(f"{numbers}  ({found.samples} samples{left_out}, {speed:.0f}/s)")

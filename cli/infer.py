@@ -1,0 +1,55 @@
+"""``onnxslim-kd infer``: what is on these images?"""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.argument("images", type=FILE, nargs=-1, required=True)
+@click.option("--topk", default=5, show_default=True)
+@click.option("--labels", type=FILE, help="A text file with one class name per line.")
+@click.option("--preprocess", default="", help="The same line as in training.")
+@click.option("--batch-size", default=16, show_default=True)
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
+@click.option("--threads", default=0, help="0 lets the runtime choose.")
+@click.option("--json", "as_json", is_flag=True)
+def infer(
+    model: Path,
+    images: tuple[Path, ...],
+    topk: int,
+    labels: Path | None,
+    preprocess: str,
+    batch_size: int,
+    provider: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Classify IMAGES with MODEL on ONNX Runtime."""
+    from onnxslim_kd import model as model_io
+    from onnxslim_kd.errors import UserError
+    from onnxslim_kd.training.evaluate import Predictor, Reading
+    from onnxslim_kd.training.evaluate import infer as run
+
+    try:
+        names = labels.read_text().splitlines() if labels else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{labels}: cannot be read: {error}") from error
+    predictor = Predictor(model_io.load(model), provider=provider, threads=threads)
+    reading = Reading(preprocess=preprocess, batch_size=batch_size)
+    table = Table("image", "class", "probability", box=None)
+    for guess in run(predictor, list(images), reading, topk=topk, names=names):
+        if as_json:
+            rows = zip(guess.classes, guess.names, guess.scores, strict=True)
+            found = [{"class": c, "name": n, "probability": p} for c, n, p in rows]
+            click.echo(json.dumps({"image": str(guess.file), "classes": found}))
+        for row, (name, score) in enumerate(zip(guess.names, guess.scores, strict=True)):
+            table.add_row("" if row else str(guess.file), name, f"{score:.4f}")
+    if not as_json:
+        Console().print(table)
