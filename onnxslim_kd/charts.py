@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 Point = tuple[float, float]
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
-COLOURS = 8
-"""Series in colour, `--s1` to `--s8`; the others are drawn grey behind them."""
+COLOURS = tuple(f"s{index}" for index in range(2, 9))
+"""Of curves; `s1` is grey, for the reference among distributions."""
 BINS = 48
 ROW = 54
 """Height of one model's distribution."""
@@ -63,7 +63,7 @@ def number(value: float) -> str:
 def lines(curves: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: str) -> Markup:
     """Draw named curves over a common axis; a legend follows below.
 
-    With more than `COLOURS` curves those that end farthest from where they began are coloured.
+    With more curves than colours, those that end farthest from where they began have one.
     """
     drawn = [(name, _finite(points)) for name, points in curves]
     drawn = [(name, points) for name, points in drawn if points]
@@ -71,13 +71,13 @@ def lines(curves: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: 
         return Markup("")
     x = _axis([p[0] for _, points in drawn for p in points], LEFT, WIDTH - RIGHT)
     y = _axis([p[1] for _, points in drawn for p in points], HEIGHT - BOTTOM, TOP)
-    loud = sorted(drawn, key=lambda c: -abs(c[1][-1][1] - c[1][0][1]))[:COLOURS]
+    loud = sorted(drawn, key=lambda c: -abs(c[1][-1][1] - c[1][0][1]))[: len(COLOURS)]
     loud = [curve for curve in drawn if curve in loud]
     quiet = [curve for curve in drawn if curve not in loud]
     body = [_grid(x, y, x_label, y_label)]
     body += [_curve(name, points, x, y, "quiet") for name, points in quiet]
-    body += [_curve(*curve, x, y, f"s{index}") for index, curve in enumerate(loud, start=1)]
-    names = [(f"s{index}", name) for index, (name, _) in enumerate(loud, start=1)]
+    body += [_curve(*curve, x, y, style) for curve, style in zip(loud, COLOURS, strict=False)]
+    names = [(style, name) for (name, _), style in zip(loud, COLOURS, strict=False)]
     names += [("quiet", f"{len(quiet)} more")] if quiet else []
     return _svg(body, HEIGHT, f"{y_label} over {x_label}") + _legend(names)
 
@@ -126,20 +126,20 @@ def distributions(models: Sequence[tuple[str, Sequence[float]]], unit: str = "ms
     if not kept:
         return Markup("")
     x = _axis([float(v) for _, values in kept for v in (values[0], values[-1])], 10, WIDTH - 10)
-    height = ROW * len(kept) + 30
+    height = ROW * len(kept) + 36
     body = [
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            x(tick), height - 14, number(tick)
+            x(tick), height - 20, number(tick)
         )
         for tick in x.ticks()
     ]
     body.append(
         Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            WIDTH / 2, height - 1, unit
+            WIDTH / 2, height - 4, unit
         )
     )
     for index, (name, values) in enumerate(kept):
-        style = f"s{index % COLOURS + 1}"
+        style = COLOURS[(index - 1) % len(COLOURS)] if index else "s1"
         body.append(_histogram(name, values, x, ROW * (index + 1) - 4, style, unit))
     return _svg(body, height, "distribution of latencies")
 

@@ -14,11 +14,14 @@ from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict
 
 from onnxslim_kd import charts
-from onnxslim_kd.charts import number
+from onnxslim_kd.charts import number, shortened
 from onnxslim_kd.profile import by_type
 
 if TYPE_CHECKING:
     from onnxslim_kd import bench
+
+SHORT = 32
+"""Characters of a name in a table; the whole name is its tooltip."""
 
 
 class _Frozen(BaseModel):
@@ -149,6 +152,7 @@ def render(data: ReportData) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": number, "plot": _plot, "histograms": _histograms}
+    environment.filters["short"] = lambda name: shortened(name, SHORT)
     template = environment.from_string(files(__package__).joinpath("report.html").read_text())
     return template.render(data=data, graph=_picture(data.graph_svg))
 

@@ -129,10 +129,11 @@ def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
         UserError: The file is missing, no npz, or holds Python objects.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path}: holds one array; write named ones with numpy.savez")
             return {name: archive[name] for name in archive.files}
-    except AttributeError:  # a single array, as np.save writes it
-        raise UserError(f"{path}: holds one array; write named ones with numpy.savez") from None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: cannot be read as npz: {error}") from error
 
