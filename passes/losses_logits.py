@@ -143,7 +143,7 @@ def _ratio_weights(scope: Scope, like: ir.Value) -> ir.Value:
         )
     assert like.shape is not None
     given = scope.label_input("ratios", ir.Shape([like.shape[0], 2, like.shape[1]]))
-    label, ratio = (scope.op("Gather", given, i, axis=1) for i in (0, 1))
+    label, ratio = (scope.pick(given, i, axis=1) for i in (0, 1))
     rest = scope.op("Sub", 1.0, ratio)
     weight = scope.op("Exp", scope.op("Where", scope.op("Greater", label, 0.5), rest, ratio))
     return scope.op("Mul", weight, scope.op("Cast", scope.op("Greater", label, -0.5), to=1))

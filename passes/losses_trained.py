@@ -149,7 +149,7 @@ def afd(
             pooled[size] = scope.op("Concat", *maps, axis=1)
         gap = scope.op("Sub", pooled[size], _value_map(scope, teacher, size))
         distance = scope.mean(scope.square(gap), [2])
-        weight = scope.op("Gather", weights, index, axis=1)
+        weight = scope.pick(weights, index, axis=1)
         terms.append(scope.mean(scope.sum(scope.op("Mul", weight, distance), [1])))
     return scope.total(terms)
 

@@ -48,7 +48,7 @@ class Labels:
         known = next((v for v in self.graph.inputs if v.name == name), None)
         if known is None:
             dtype = ir.DataType.INT64 if kind == "class" else ir.DataType.FLOAT
-            known = ir.Input(name, shape, ir.TensorType(dtype))
+            known = ir.val(name, dtype, shape)
             self.graph.inputs.append(known)
             self.roles.append(Label(input=name, kind=kind))
         elif name not in [label.input for label in self.roles]:
@@ -104,7 +104,7 @@ class Scope:
     def op(self, op_type: str, *inputs: Operand, **attributes: Any) -> ir.Value:
         """Add a node with one output; numbers and arrays become constants.
 
-        A Python number takes the type of the first value among the inputs.
+        A Python number takes the type of the last value among the inputs.
         """
         return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
 
@@ -112,8 +112,9 @@ class Scope:
         self, op_type: str, *inputs: Operand, outputs: int, **attributes: Any
     ) -> Sequence[ir.Value]:
         """Add a node with several outputs."""
-        like = next((v.dtype for v in inputs if isinstance(v, ir.Value)), ir.DataType.FLOAT)
-        values = [self._value(operand, like or ir.DataType.FLOAT) for operand in inputs]
+        types = [v.dtype for v in inputs if isinstance(v, ir.Value) and v.dtype is not None]
+        like = types[-1] if types else ir.DataType.FLOAT  # the first may be a Where's condition
+        values = [self._value(operand, like) for operand in inputs]
         name = self._fresh(op_type)
         results = [ir.Value(name=name if i == 0 else f"{name}:{i}") for i in range(outputs)]
         node = ir.node(op_type, values, attributes, outputs=results, name=name)
@@ -155,6 +156,10 @@ class Scope:
     def total(self, terms: Sequence[ir.Value]) -> ir.Value:
         """Add the sum of ``terms``."""
         return terms[0] if len(terms) == 1 else self.op("Sum", *terms)
+
+    def pick(self, x: ir.Value, index: int, axis: int) -> ir.Value:
+        """Add x[..., index, ...] along ``axis``, which goes."""
+        return self.op("Gather", x, np.array(index, np.int64), axis=axis)
 
     def floats(self, x: ir.Value) -> ir.Value:
         """Cast to float32, in which all losses are computed."""
@@ -213,11 +218,8 @@ class Scope:
 
     def mask(self, name: str, shape: Sequence[int | str | ir.SymbolicDim], keep: float) -> ir.Value:
         """Add a graph input of zeros and ones that the trainer draws, 1 with probability keep."""
-        value = ir.Input(
-            f"loss_{self.name}_{self._part}{name}",
-            ir.Shape(shape),
-            ir.TensorType(ir.DataType.FLOAT),
-        )
+        full = f"loss_{self.name}_{self._part}{name}"
+        value = ir.val(full, ir.DataType.FLOAT, ir.Shape(shape))
         self.graph.inputs.append(value)
         self.masks.append(Mask(input=name_of(value), keep=keep))
         return value
