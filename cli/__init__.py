@@ -17,6 +17,8 @@ COMMANDS = {
     "inspect": "List parameters, groups, shapes and costs of a model.",
     "prune": "Remove whole channels of chosen parameters, with proof.",
     "bench": "Measure models against each other on ONNX Runtime.",
+    "merge": "Join student, teachers and distillation losses in one ONNX graph, with proof.",
+    "draw": "Draw a graph, folded by module.",
     "train": "Fine-tune or distil a model, plain or merged.",
     "calibrate": "Re-estimate BatchNormalization statistics from unlabelled data.",
     "eval": "Measure a model on labelled data.",

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from onnxslim_kd.errors import ModelError
 
 KEY = "onnxslim_kd.roles"
+TERM = "onnxslim_kd.term"
+"""Node metadata: the loss term that a node computes, ``loss`` for their sum."""
 
 
 class _Frozen(BaseModel):

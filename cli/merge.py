@@ -1,0 +1,193 @@
+"""onnxslim-kd merge: student, teachers and losses in one ONNX file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxslim_kd.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from onnxslim_kd.passes.suggest import Suggestion
+    from onnxslim_kd.verify_merge import Proof
+
+
+@click.command()
+@click.argument("student", type=click.Path(path_type=Path))
+@click.option(
+    "--teacher", "teachers", multiple=True, required=True, metavar="[NAME=]FILE",
+    help="A teacher; its names get the prefix NAME_ (teacher_). Repeat for several.",
+)  # fmt: skip
+@click.option(
+    "--loss", "losses", multiple=True, metavar="KIND:S=T[,OPTION=...]",
+    help="A loss between student value S and teacher value T. Repeat for several.",
+)  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The merged file.")
+@click.option("--prefix", help="Instead of teacher_, for a single teacher.")
+@click.option(
+    "--map", "mapped", multiple=True, metavar="T=S",
+    help="Teacher input T reads student input S.",
+)  # fmt: skip
+@click.option(
+    "--adapt", "adapted", multiple=True, metavar="[T:]KEY=...",
+    help="Adapt the student's input for teacher input T:"
+    " layout=NHWC, resize=224x224, mean=..., std=..., dtype=float16.",
+)  # fmt: skip
+@click.option("--free-batch", is_flag=True, help="Make a batch fixed to 1 dynamic, with proof.")
+@click.option("--seed", default=0, show_default=True, help="For the losses' own weights.")
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True,
+    help="Prove that student and teachers compute what they did alone.",
+)  # fmt: skip
+@click.option(
+    "--input", "shapes", multiple=True, metavar="NAME=1x3x224x224",
+    help="Shape of a dynamic input for the proof; twice for two sizes.",
+)  # fmt: skip
+@click.option("--suggest", is_flag=True, help="List losses that fit and write nothing.")
+@click.option("--external-data", is_flag=True, help="Keep the weights in a file of their own.")
+@click.option("--force", is_flag=True, help="Replace the output file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def merge(
+    student: Path,
+    teachers: tuple[str, ...],
+    losses: tuple[str, ...],
+    output: Path | None,
+    prefix: str | None,
+    mapped: tuple[str, ...],
+    adapted: tuple[str, ...],
+    free_batch: bool,
+    seed: int,
+    verify: bool,
+    shapes: tuple[str, ...],
+    suggest: bool,
+    external_data: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    r"""Merge STUDENT, its teachers and distillation losses into one ONNX file.
+
+    \b
+    onnxslim-kd merge student.onnx --teacher teacher.onnx \
+        --loss l2:fc_0.tmp_1=fc_0.tmp_1 -o merged.onnx
+    """
+    from onnxslim_kd.model import check_writable, save
+    from onnxslim_kd.passes.adapters import parse
+    from onnxslim_kd.passes.merge import merge as merge_models
+    from onnxslim_kd.verify_merge import verify_merge
+    from onnxslim_kd.workload import parse_shapes
+
+    named = _teachers(teachers, prefix)
+    if suggest:
+        _print_suggestions(student, named, as_json=as_json)
+        return
+    if output is None:
+        raise click.UsageError("give the merged file with -o, or ask for --suggest")
+    check_writable(output, overwrite=force)
+    ours, theirs = _freed(student, named) if free_batch else (student, named)
+    merged = merge_models(
+        ours,
+        theirs,
+        losses,
+        inputs_map=dict(_pair("--map", text) for text in mapped),
+        adapters=dict(parse(text) for text in adapted),
+        seed=seed,
+    )
+    proof = None
+    if verify:
+        proof = verify_merge(merged, ours, theirs, shapes=parse_shapes(shapes), seed=seed)
+    save(merged, output, overwrite=force, external_data=external_data or None)
+    _print(merged, proof, output, as_json=as_json)
+
+
+def _teachers(given: Sequence[str], prefix: str | None) -> dict[str, Path]:
+    """Read ``[NAME=]FILE``; a single teacher is called after the prefix."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not name.isidentifier():
+            name, path = "teacher", text
+        if name in found:
+            raise UserError(f"two teachers are called {name!r}; write --teacher NAME=FILE")
+        found[name] = Path(path)
+    if prefix is None:
+        return found
+    if len(found) > 1:
+        raise UserError("--prefix is for a single teacher; name several with --teacher NAME=FILE")
+    return {prefix.removesuffix("_"): path for path in found.values()}
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not equals or not left or not right:
+        raise UserError(f"{option} {text}: expected TEACHER_INPUT=STUDENT_INPUT")
+    return left, right
+
+
+def _freed(
+    student: Path, teachers: dict[str, Path]
+) -> "tuple[ir.Model | Path, dict[str, ir.Model | Path]]":
+    """Free the batch of every model that has a fixed one."""
+    from onnxslim_kd.passes.batch import free_batch, has_fixed_batch
+
+    models = {"": student, **teachers}
+    freed = {name: free_batch(p) if has_fixed_batch(p) else p for name, p in models.items()}
+    return freed.pop(""), freed
+
+
+def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnxslim_kd import roles
+
+    record = roles.read(merged)
+    assert record is not None
+    if as_json:
+        result = {"output": str(output), "roles": record.model_dump()}
+        click.echo(json.dumps(result | {"proof": asdict(proof) if proof else None}, indent=2))
+        return
+    table = Table("loss", "kind", "weight", "epochs", "value for random inputs")
+    for term in record.terms:
+        end = "" if term.end_epoch is None else str(term.end_epoch)
+        value = f"{proof.losses[term.output]:.6g}" if proof else "not computed"
+        table.add_row(term.name, term.kind, f"{term.weight:g}", f"{term.start_epoch}-{end}", value)
+    console = Console(highlight=False)
+    console.print(table)
+    for teacher in record.teachers:
+        for own, source in teacher.inputs.items():
+            console.print(f"{teacher.name}: input {own} reads {source}")
+    if proof is not None:
+        console.print(
+            f"student and teachers compute what they did alone: {proof.values} values equal"
+            f" bit for bit at {len(proof.sizes)} input size{'s' * (len(proof.sizes) > 1)}"
+        )
+    console.print(f"wrote {output}")
+
+
+def _print_suggestions(student: Path, teachers: dict[str, Path], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from onnxslim_kd.passes.suggest import suggest
+
+    found = {name: suggest(student, path) for name, path in teachers.items()}
+    if as_json:
+        listed = {name: [asdict(s) for s in some] for name, some in found.items()}
+        click.echo(json.dumps(listed, indent=2))
+        return
+    for name, some in found.items():
+        _print_list(name, some)
+
+
+def _print_list(teacher: str, suggestions: "list[Suggestion]") -> None:
+    """One line to copy for each, with shapes below; long names must not be cut."""
+    click.echo(f"{len(suggestions)} losses fit {teacher}, best first:")
+    for item in suggestions:
+        ours, theirs = item.shapes
+        click.echo(f"{item.score:.2f}  --loss '{item.text}'")
+        click.echo(f"      {ours} <- {theirs}")

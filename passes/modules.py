@@ -1,0 +1,39 @@
+"""The module paths that exporters leave in a graph, such as ``layer1``, ``layer1.0``.
+
+torch's exporter records them as node metadata; the older one, and others, write them into the
+names of nodes (``/layer1/layer1.0/conv1/Conv``). Graphs of other origin may have none.
+"""
+
+import ast
+
+import onnx_ir as ir
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Node metadata of torch's exporter: the module paths of a node, outermost first, as a list."""
+
+
+def scopes_of(node: ir.Node) -> list[str]:
+    """Return the modules that ``node`` belongs to, outermost first; often there are none."""
+    recorded = _recorded(node)
+    if recorded:  # the first is the whole model, the last the operator itself
+        return [scope for scope in recorded[:-1] if scope]
+    parts = (node.name or "").split("/")[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts)) if parts[i]]
+
+
+def add_prefix(node: ir.Node, prefix: str) -> None:
+    """Put ``prefix`` before every module path recorded at ``node``."""
+    recorded = _recorded(node)
+    if recorded:
+        node.metadata_props[SCOPES] = repr([prefix + scope for scope in recorded])
+
+
+def _recorded(node: ir.Node) -> list[str]:
+    text = node.metadata_props.get(SCOPES)
+    if not text:
+        return []
+    try:
+        scopes = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(scope) for scope in scopes] if isinstance(scopes, list | tuple) else []
