@@ -7,6 +7,7 @@ a wide screen it grows by a fifth.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -120,12 +121,13 @@ def _curve(name: str, points: Sequence[Point], x: Axis, y: Axis, style: str) -> 
 def distributions(models: Sequence[tuple[str, Sequence[float]]], unit: str = "ms") -> Markup:
     """Draw one histogram per model over a common axis, with its median marked.
 
-    The slowest hundredth is left out, or one hiccup would squeeze all the rest into a line.
+    The axis ends at the 99th percentile, or one hiccup would squeeze all the rest into a line.
     """
-    kept = [(name, np.sort(v)[: max(math.ceil(len(v) * 0.99), 1)]) for name, v in models if len(v)]
+    kept = [(name, np.asarray(values)) for name, values in models if len(values)]
     if not kept:
         return Markup("")
-    x = _axis([float(v) for _, values in kept for v in (values[0], values[-1])], 10, WIDTH - 10)
+    ends = [float(end) for _, values in kept for end in np.percentile(values, [0, 99])]
+    x = _axis(ends, 10, WIDTH - 10)
     height = ROW * len(kept) + 36
     body = [
         Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(
@@ -146,7 +148,7 @@ def distributions(models: Sequence[tuple[str, Sequence[float]]], unit: str = "ms
 
 def _histogram(
     name: str,
-    values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
+    values: np.ndarray[Any, Any],
     x: Axis,
     base: float,
     style: str,
