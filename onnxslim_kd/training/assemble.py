@@ -25,6 +25,7 @@ from onnxslim_kd.training.selection import (
     select,
     teacher_prefixes,
 )
+from onnxslim_kd.training.sync_bn import synchronise
 from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
 from onnxslim_kd.training.transforms import Preprocess
 
@@ -53,6 +54,8 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     selection = select(model, roles, config)
     parts = None if config.mutual else split(model, teacher_prefixes(roles))
     lowered = _lowered(parts.rest if parts else model, objective, selection, config)
+    if config.sync_bn and world.size > 1:
+        synchronise(lowered)
     lowered.to(world.device)
     freeze_statistics(model, roles, config, lowered)
     world.broadcast([*lowered.parameters_by_name.values(), *lowered.buffers_by_name.values()])

@@ -1,0 +1,44 @@
+"""BatchNormalization over the batches of all processes together."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from onnxslim_kd.training.lowering import Lowered
+from onnxslim_kd.training.opnode import Modal
+from onnxslim_kd.training.ops_norm import BatchNorm
+
+
+def synchronise(lowered: Lowered) -> None:
+    """Let every BatchNormalization of ``lowered`` use the statistics of the whole batch."""
+    for key, module in lowered.ops.items():
+        if isinstance(module, BatchNorm):
+            lowered.ops[key] = SyncBatchNorm(module)
+
+
+class SyncBatchNorm(Modal):
+    """As `BatchNorm`, with sums over all processes; gradients flow through the sums."""
+
+    def __init__(self, local: BatchNorm) -> None:
+        torch.nn.Module.__init__(self)
+        self.node_name, self.frozen = local.node_name, local.frozen
+        self.local = local
+
+    def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
+        """Normalise; in training, also move ``mean`` and ``var``, in place."""
+        if not self.training:
+            return self.local(x, scale, bias, mean, var)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        mid = all_reduce(x.sum(axes)) / count  # type: ignore[no-untyped-call]
+        centred = x - mid.view(shape)
+        spread = all_reduce((centred * centred).sum(axes)) / count  # type: ignore[no-untyped-call]
+        y = centred * ((spread + self.local.eps).rsqrt() * scale).view(shape) + bias.view(shape)
+        with torch.no_grad():
+            mean.lerp_(mid, 1 - self.local.momentum)
+            var.lerp_(spread, 1 - self.local.momentum)
+        return (y, mean, var) if self.local.several else y

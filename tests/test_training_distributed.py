@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from training_models import numbers, pair
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.training.data import Loader
+from onnxslim_kd.training.datasets import open_source
+from onnxslim_kd.training.transforms import Preprocess
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+OPTIONS = ["--epochs", "1", "--lr", "0.1", "--seed", "3", "--threads", "1"]
+
+
+def run(folder, *arguments, launcher=()):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *launcher, "-m", "onnxslim_kd", "train", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    model_io.save(pair(), tmp_path / "pair.onnx")
+    options = [*OPTIONS, "--set", "sync_bn=true"]
+    run(tmp_path, "pair.onnx", "-o", "one.onnx", *options)
+    said = run(tmp_path, "pair.onnx", "-o", "two.onnx", *options, launcher=TORCHRUN)
+    one, two = (numbers(model_io.load(tmp_path / name)) for name in ("one.onnx", "two.onnx"))
+    start = numbers(pair())
+    assert "step 22" in said and said.count("Wrote") == 1
+    for name, value in one.items():
+        assert np.allclose(value, two[name], atol=1e-4), name
+    assert np.abs(one["conv1_weights"] - start["conv1_weights"]).max() > 1e-2
+
+
+def test_every_sample_goes_to_one_process():
+    source = open_source("digits")
+    loaders = [Loader(source, Preprocess(), 32, shard=(rank, 2)) for rank in range(2)]
+    alone = next(iter(Loader(source, Preprocess(), 32).train(epoch=1, start=3)))
+    parts = [next(iter(loader.train(epoch=1, start=3))) for loader in loaders]
+    assert [*parts[0].indices, *parts[1].indices] == alone.indices
+
+
+def test_the_batch_must_divide_by_the_processes():
+    with pytest.raises(UserError, match="batch_size 33 does not divide by 2 processes"):
+        Loader(open_source("digits"), Preprocess(), 33, shard=(0, 2))
+
+
+ONCE = """
+import os
+from onnxslim_kd.training.datasets import open_source
+
+class Dies:
+    def __init__(self):
+        self.source, self.reads = open_source("digits"), 0
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == 1000 and os.environ["RANK"] == "1" and not os.path.exists("died"):
+            open("died", "w").close()
+            os._exit(1)
+        return self.source.sample(index, [0])
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_started_again_from_the_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "dies_once.py").write_text(ONCE)
+    model_io.save(pair(), tmp_path / "pair.onnx")
+    options = [*OPTIONS, "--checkpoint-steps", "5"]
+    options[1] = "2"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    data = ["--data", "dies_once:Dies"]
+    elastic = [*TORCHRUN, "--max-restarts", "1"]
+    said = run(
+        tmp_path,
+        "pair.onnx",
+        "-o",
+        "a.onnx",
+        *options,
+        *data,
+        "--checkpoint",
+        "a",
+        launcher=elastic,
+    )
+    assert (tmp_path / "died").exists() and "resumes after epoch 1" in said
+    run(tmp_path, "pair.onnx", "-o", "b.onnx", *options, *data, launcher=TORCHRUN)
+    a, b = (numbers(model_io.load(tmp_path / name)) for name in ("a.onnx", "b.onnx"))
+    assert all(np.array_equal(value, b[name]) for name, value in a.items())
