@@ -282,9 +282,10 @@ class Channels:
             pinned.setdefault(int(label[ident]), reason)
         return Components(label.astype(np.int64), int(count), pinned)
 
-    def pin_of(self, ident: int) -> str | None:
-        """Return why ``ident`` itself is pinned, or None."""
-        return self._pins.get(ident)
+    @property
+    def pins(self) -> Ids:
+        """The ids that were made only to pin others."""
+        return np.array(list(self._pins), np.int64)
 
 
 class Unsupported(Exception):

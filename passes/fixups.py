@@ -85,9 +85,26 @@ def _keep_numbers(cut: Cut, node: ir.Node, handled: set[int]) -> None:
         return  # arithmetic inside of the folded part: its readers decide
     for index, value in enumerate(node.inputs):
         if value is not None and index not in handled and value in cut.numbers:
-            number = cut.number(value)
-            assert number is not None
-            _replace(cut, node, index, number)
+            for reader, i in _whole_sources(cut, node, index):
+                number = cut.number(reader.inputs[i])
+                assert number is not None
+                _replace(cut, reader, i, number)
+
+
+def _whole_sources(cut: Cut, node: ir.Node, index: int) -> list[tuple[ir.Node, int]]:
+    """Where to put the original number: at the whole numbers it is computed from, if only for it.
+
+    A scale such as ``1 / sqrt(width)`` then keeps being computed, to the last bit, by the graph.
+    """
+    value = node.inputs[index]
+    assert value is not None
+    maker = value.producer()
+    if cut.analysis.shapes.number[value].dtype.kind != "f" or maker is None:
+        return [(node, index)]
+    if len(value.uses()) > 1:
+        return [(node, index)]
+    changed = [i for i, v in enumerate(maker.inputs) if v is not None and v in cut.numbers]
+    return [place for i in changed for place in _whole_sources(cut, maker, i)]
 
 
 def _replace(cut: Cut, node: ir.Node, index: int, number: Array) -> None:

@@ -63,6 +63,16 @@ class Analysis:
         return self.components.label[birth.start : birth.start + birth.size]
 
     @cached_property
+    def nodes(self) -> dict[str, ir.Node]:
+        """The nodes of the graph by name."""
+        return {node.name or "": node for node in self.model.graph}
+
+    @cached_property
+    def values(self) -> dict[str, ir.Value]:
+        """The values of the graph by name."""
+        return dict(ir.convenience.create_value_mapping(self.model.graph))
+
+    @cached_property
     def births(self) -> list[Birth]:
         """All births, weights and made-up tensors, by first id."""
         return self.channels.births

@@ -32,7 +32,7 @@ from onnxslim_kd.passes.ratios import (
     candidates,
     machine_block,
 )
-from onnxslim_kd.plan import Group, Member, Options, Plan, Refusal
+from onnxslim_kd.plans import Group, Member, Options, Plan, Refusal
 
 PLAN_KEY = "onnxslim_kd.pruned"
 
@@ -255,9 +255,11 @@ def apply(analysis: Analysis, removed: Ids) -> None:
     state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
     _slice_weights(analysis, gone)
     fixups.repair(state)
-    for node in analysis.model.graph:
-        for value in node.outputs:
-            value.shape = None
+    for value, expected in state.shapes.items():
+        if value.shape is not None:
+            before = analysis.shapes.shape[value]
+            changed = zip(value.shape, before, expected, strict=True)
+            value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
     model_io.infer_shapes(analysis.model)
     _check_shapes(state)
 

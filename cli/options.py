@@ -1,0 +1,93 @@
+"""What several commands share: parsing of small option languages, tables, JSON."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from onnxslim_kd.errors import UserError
+
+
+def shapes(values: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Parse ``name=1x3x224x224`` options.
+
+    Raises:
+        UserError: One is not of this form.
+    """
+    found = {}
+    for text in values:
+        name, equals, numbers = text.rpartition("=")
+        parts = numbers.split("x")
+        if not equals or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            raise UserError(f"--input {text!r}: expected a form such as image=1x3x224x224")
+        found[name] = tuple(int(p) for p in parts)
+    return found
+
+
+def ratios(text: str) -> dict[str, float]:
+    """Parse ``name=0.2,name2=0.4``.
+
+    Raises:
+        UserError: An entry is not of this form.
+    """
+    found = {}
+    for entry in text.split(","):
+        name, equals, number = entry.rpartition("=")
+        if not equals or not name:
+            raise UserError(f"--ratios {entry!r}: expected a form such as conv1_weights=0.3")
+        found[name.strip()] = _number("--ratios", number)
+    return found
+
+
+def paired_ratios(names: str, numbers: str) -> dict[str, float]:
+    """Pair the tutorials' two comma lists.
+
+    Raises:
+        UserError: The lists differ in length, or an entry is no number.
+    """
+    keys, values = names.split(","), numbers.split(",")
+    if len(keys) != len(values):
+        raise UserError(
+            f"--pruned-params has {len(keys)} names and --pruned-ratios {len(values)} ratios;"
+            f" give one ratio for every name"
+        )
+    pairs = zip(keys, values, strict=True)
+    return {key.strip(): _number("--pruned-ratios", value) for key, value in pairs}
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is not a number") from None
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table that a person can read at 80 columns; all but the first column to the right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console().print(table)
+
+
+def console() -> Console:
+    """A console on standard output, at least 80 columns wide where it is no terminal."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print JSON, and nothing else."""
+    click.echo(json.dumps(data, indent=1, default=str))
+
+
+def count(number: float) -> str:
+    """Write a large number for people: 313.6M."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.4g}{letter}"
+    return f"{number:g}"

@@ -1,0 +1,224 @@
+"""onnxslim-kd prune."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxslim_kd.cli import options
+from onnxslim_kd.errors import UserError
+
+if TYPE_CHECKING:
+    from onnxslim_kd.api import Pruned
+    from onnxslim_kd.passes.prune import Choice
+    from onnxslim_kd.plans import Plan
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write the result.")
+@click.option("--pattern", help="Regular expression on parameter, node and module names.")
+@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share that goes.")
+@click.option("--ratios", help="A ratio per parameter: name=0.2,name2=0.4.")
+@click.option("--pruned-params", help="Names, separated by commas (with --pruned-ratios).")
+@click.option("--pruned-ratios", help="Their ratios, separated by commas.")
+@click.option("--ignore", help="Regular expression of what must stay.")
+@click.option(
+    "--criterion",
+    default="l1",
+    show_default=True,
+    help="l1, l2, geometric-median, bn-scale or random.",
+)
+@click.option(
+    "--group-score",
+    type=click.Choice(["first", "mean", "max"]),
+    default="first",
+    show_default=True,
+    help="Whose scores count in a group: the first listed parameter's, or all of them.",
+)
+@click.option(
+    "--selector",
+    type=click.Choice(["share", "energy"]),
+    default="share",
+    show_default=True,
+    help="Whether the ratio is a share of the channels or of their squared scores.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(1),
+    help="Keep multiples of this many channels; by default what this CPU computes at once.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["heads", "dims"]),
+    default="heads",
+    show_default=True,
+    help="Remove whole heads, or dimensions of all heads.",
+)
+@click.option("--free-output", multiple=True, help="An output that may lose channels; repeatable.")
+@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Replay this plan.")
+@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the plan as JSON.")
+@click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
+@click.option("--pass", "before", multiple=True, help="module:function on a gs.Graph, before.")
+@click.option("--pass-after", "after", multiple=True, help="The same, after the cut.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def prune(model: Path, **given: Any) -> None:
+    """Remove whole channels of the parameters of MODEL that a pattern or list names."""
+    if given["output"] is None and not given["dry_run"]:
+        raise click.UsageError("give -o FILE for the result, or --dry-run")
+    from onnxslim_kd import api
+    from onnxslim_kd.model import check_writable
+
+    if given["save_plan"] is not None:
+        check_writable(given["save_plan"], overwrite=given["force"])
+    reading = api.Reading(
+        attention=given["attention"],
+        free_outputs=given["free_output"],
+        inputs=options.shapes(given["inputs"]),
+        passes=given["before"],
+        passes_after=given["after"],
+    )
+    choice = _choice(given)
+    result = None
+    if not given["dry_run"]:
+        result = api.prune(
+            model,
+            choice,
+            given["output"],
+            reading=reading,
+            verify=given["verify"],
+            overwrite=given["force"],
+        )
+    plan = result.plan if result is not None else api.plan(model, choice, reading)
+    if given["save_plan"] is not None:
+        plan.save(given["save_plan"], overwrite=given["force"])
+    _report(plan, result, as_json=given["as_json"], output=given["output"])
+
+
+def _choice(given: dict[str, Any]) -> "Choice | Plan":
+    """The plan to replay, or the choice that the options make."""
+    from onnxslim_kd.passes.prune import Choice
+    from onnxslim_kd.passes.ratios import Amount
+    from onnxslim_kd.plans import Plan
+
+    ratios = _ratios(given)
+    if given["plan_file"] is not None:
+        if given["pattern"] or ratios:
+            raise UserError("--plan decides everything: leave out --pattern and --ratios")
+        return Plan.load(given["plan_file"])
+    return Choice(
+        pattern=given["pattern"],
+        ratio=given["ratio"],
+        ratios=ratios,
+        ignore=given["ignore"],
+        criterion=given["criterion"],
+        group_score=given["group_score"],
+        amount=Amount(given["round_to"] or 0, given["selector"]),
+    )
+
+
+def _ratios(given: dict[str, Any]) -> dict[str, float] | None:
+    names, numbers = given["pruned_params"], given["pruned_ratios"]
+    if (names is None) != (numbers is None):
+        raise UserError("--pruned-params and --pruned-ratios go together")
+    if names is not None and given["ratios"] is not None:
+        raise UserError("give either --ratios or --pruned-params, not both")
+    if names is not None:
+        return options.paired_ratios(names, numbers)
+    return options.ratios(given["ratios"]) if given["ratios"] is not None else None
+
+
+# ------------------------------------------------------------------------- printing
+
+
+def _report(plan: "Plan", result: "Pruned | None", *, as_json: bool, output: Path | None) -> None:
+    if as_json:
+        options.print_json(_json(plan, result))
+        return
+    rows = []
+    for group in plan.groups:
+        for member in group.members:
+            if member.kept is not None:
+                share = 1 - member.after / member.before
+                rows.append((member.parameter, member.before, member.after, f"{share:.0%}"))
+    if rows:
+        options.print_table("Pruned", ("parameter", "before", "after", "removed"), rows)
+    _print_refusals(plan)
+    for note in plan.notes:
+        click.echo(f"Note: {note}")
+    _print_reached(plan)
+    if result is None:
+        _print_costs([("MACs", plan.macs_before, plan.macs_after)])
+        click.echo("Dry run: nothing was written.")
+        return
+    before, after = result.before, result.after
+    _print_costs(
+        [
+            ("MACs", before.macs, after.macs),
+            ("parameters", before.parameters, after.parameters),
+            ("bytes", before.bytes, after.bytes),
+        ]
+    )
+    for reason in dict.fromkeys(r for g in plan.groups for r in g.approximate if g.removed):
+        click.echo(f"Approximate: {reason}; the survivors are computed alone.")
+    click.echo(f"Verified: {result.proof}." if result.proof else "Not verified (--no-verify).")
+    click.echo(f"Wrote {output}")
+
+
+def _print_refusals(plan: "Plan") -> None:
+    reasons = Counter(refusal.reason for refusal in plan.refused)
+    rows = []
+    for reason, number in reasons.most_common():
+        names = [r.parameter for r in plan.refused if r.reason == reason]
+        shown = ", ".join(names[:3]) + (f" and {number - 3} more" if number > 3 else "")
+        rows.append((shown, reason))
+    if rows:
+        options.print_table("Left alone", ("parameter", "reason"), rows)
+
+
+def _print_reached(plan: "Plan") -> None:
+    """Say what was asked and what was reached, and why they differ."""
+    units = sum(group.units for group in plan.groups)
+    if not units:
+        click.echo("Nothing can be removed: every channel asked for must stay.")
+        return
+    asked = sum(group.ratio * group.units for group in plan.groups) / units
+    reached = sum(group.removed for group in plan.groups) / units
+    text = f"Asked {asked:.1%} of the channels, reached {reached:.1%}"
+    why = []
+    if abs(asked - reached) > 0.005:
+        why.append("groups are rounded to whole blocks of channels")
+    if plan.refused:
+        why.append(f"{len(plan.refused)} parameters must stay")
+    click.echo(text + (f" ({'; '.join(why)})." if why else "."))
+
+
+def _print_costs(rows: list[tuple[str, int, int]]) -> None:
+    options.print_table(
+        "Cost",
+        ("", "before", "after", "ratio"),
+        [
+            (name, options.count(a), options.count(b), f"{b / a:.3f}" if a else "-")
+            for name, a, b in rows
+        ],
+    )
+
+
+def _json(plan: "Plan", result: "Pruned | None") -> dict[str, Any]:
+    data: dict[str, Any] = {"plan": plan.model_dump(mode="json")}
+    if result is not None:
+        for name, cost in (("before", result.before), ("after", result.after)):
+            data[name] = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}
+        proof = result.proof
+        data["verified"] = proof and {
+            "shapes": proof.shapes,
+            "outputs": proof.outputs,
+            "inner_values": proof.inner_values,
+            "error": proof.error,
+            "tolerance": proof.tolerance,
+        }
+    return data

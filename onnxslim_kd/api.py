@@ -1,0 +1,175 @@
+"""The library's front door: one call per command, on a path, a proto, an ir.Model or a gs.Graph."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxslim_kd import cost as costs
+from onnxslim_kd import interop, shapes
+from onnxslim_kd import model as model_io
+from onnxslim_kd import proof as proofs
+from onnxslim_kd.cost import Cost
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes import groups
+from onnxslim_kd.passes import prune as pruning
+from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.prune import Choice
+from onnxslim_kd.passes.ties import Attention
+from onnxslim_kd.plans import Plan
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` did."""
+
+    model: ir.Model
+    plan: Plan
+    before: Cost
+    after: Cost
+    proof: proofs.Proof | None
+    """None when verification was turned off."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read a graph before pruning it."""
+
+    attention: Attention = "heads"
+    free_outputs: Sequence[str] = ()
+    inputs: Mapping[str, Sequence[int]] | None = None
+    """Shapes for dynamic inputs, by name."""
+    passes: Sequence[str] = ()
+    """Graphsurgeon passes, as ``module:function``, to apply first."""
+    passes_after: Sequence[str] = ()
+    """The same, to apply to the result."""
+
+    def analyse(self, source: model_io.ModelLike) -> Analysis:
+        """Load a model, apply the passes, and solve its ties."""
+        model = model_io.load(source)
+        for spec in self.passes:
+            model = model_io.load(interop.apply(model, spec))
+        return groups.analyse(
+            model,
+            attention=self.attention,
+            free_outputs=self.free_outputs,
+            inputs=self.inputs,
+        )
+
+
+def inspect(source: model_io.ModelLike, reading: Reading | None = None) -> Analysis:
+    """Read a model and say which of its channels can go: parameters, groups, reasons, shapes.
+
+    Raises:
+        ModelError: The model cannot be read.
+    """
+    return (reading or Reading()).analyse(source)
+
+
+def plan(source: model_io.ModelLike, choice: Choice | Plan, reading: Reading | None = None) -> Plan:
+    """Decide which channels go, and change nothing; a plan is checked against the model.
+
+    Raises:
+        UserError: The choice or plan does not fit the model.
+    """
+    analysis = inspect(source, _reading_of(choice, reading))
+    if isinstance(choice, Plan):
+        pruning.removed_by(analysis, choice)
+        return choice
+    return pruning.plan(analysis, choice)
+
+
+def prune(
+    source: model_io.ModelLike,
+    choice: Choice | Plan,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    reading: Reading | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> Pruned:
+    """Remove whole channels and prove that nothing else changed.
+
+    Args:
+        source: What to prune; it stays as it is.
+        choice: What to prune and how, or a plan to replay.
+        output: Where to write the result; nothing is written without it.
+        reading: How to read the graph; a plan brings its own.
+        verify: Whether to run both models and compare them.
+        overwrite: Whether ``output`` may exist.
+
+    Raises:
+        UserError: The choice or plan does not fit the model, or the output cannot be written.
+        ProofError: The pruned model is not the silenced original; nothing is written.
+    """
+    if output is not None:
+        check_output(source, Path(output), overwrite=overwrite)
+    analysis = inspect(source, _reading_of(choice, reading))
+    decided = choice if isinstance(choice, Plan) else pruning.plan(analysis, choice)
+    before = costs.cost(analysis.model, analysis.shapes)
+    model, proof = _carry_out(analysis, decided, verify=verify)
+    for spec in reading.passes_after if reading is not None else ():
+        model = interop.apply(model, spec)
+    if output is not None:
+        model_io.save(model, output, overwrite=overwrite)
+    cost_after = costs.cost(model, shapes.sample(model, analysis.shapes.inputs))
+    return Pruned(model, decided, before, cost_after, proof)
+
+
+def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | None:
+    if not isinstance(choice, Plan):
+        return reading
+    return replace(
+        reading or Reading(),
+        attention=choice.options.attention,
+        free_outputs=choice.options.free_outputs,
+    )
+
+
+def _carry_out(
+    analysis: Analysis, decided: Plan, *, verify: bool
+) -> tuple[ir.Model, proofs.Proof | None]:
+    """Cut the analysed model in place as ``decided`` says, and prove it."""
+    removed = pruning.removed_by(analysis, decided)
+    model = analysis.model
+    interface = proofs.interface(model)
+    silenced = proofs.silence(analysis, removed) if verify else None
+    pruning.apply(analysis, removed)
+    proof = None
+    if silenced is not None:
+        proofs.structure(model)
+        proofs.same_interface(interface, model, freed=analysis.free_outputs)
+        proof = proofs.prove(silenced, model)
+    pruning.record(model, decided)
+    return model, proof
+
+
+def check_output(source: model_io.ModelLike, output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that is the source, or cannot be written, before any work is done.
+
+    Raises:
+        UserError: As said.
+    """
+    is_path = isinstance(source, str | os.PathLike)
+    if is_path and output.exists() and output.samefile(source):  # type: ignore[arg-type]
+        raise UserError(f"{output}: is the input itself; choose another output")
+    model_io.check_writable(output, overwrite=overwrite)
+
+
+def cut(source: model_io.ModelLike, decided: Plan) -> ir.Model:
+    """Return ``source`` without the channels that a plan removes; see `passes.prune.cut`."""
+    return pruning.cut(source, decided)
+
+
+def verify(original: model_io.ModelLike, decided: Plan, pruned: model_io.ModelLike) -> proofs.Proof:
+    """Prove that ``pruned`` is ``original`` after the plan.
+
+    Raises:
+        UserError: The plan was made for another model.
+        ProofError: It is not.
+    """
+    analysis = inspect(original, _reading_of(decided, None))
+    silenced = proofs.silence(analysis, pruning.removed_by(analysis, decided))
+    return proofs.prove(silenced, model_io.load(pruned))
