@@ -159,14 +159,15 @@ def _latencies(case: "Case") -> "Table":
 
 
 def _print_profile(console: "Console", case: "Case") -> None:
+    from onnxslim_kd.charts import shortened
     from onnxslim_kd.profile import by_node, by_type
 
     profiles = [row.operators for row in case.rows]
     for title, changes in (
         ("operator", by_type(profiles)),
-        ("node (largest changes)", by_node(profiles)[:MOST_NODES]),
+        ("node (largest first)", by_node(profiles)[:MOST_NODES]),
     ):
-        table = _table(title, *(f"{row.model} ms" for row in case.rows))
+        table = _table(title, *(f"{shortened(row.model, 16)} ms" for row in case.rows))
         for change in changes:
             cells = zip(change.milliseconds, change.count, strict=True)
             table.add_row(change.name, *(f"{ms:.3f} ({n})" if n else "-" for ms, n in cells))

@@ -80,7 +80,8 @@ def test_an_empty_report_is_a_page():
 def test_every_part_is_shown():
     page = html.unescape(render(FULL))
     for text in (
-        "0.60\N{MULTIPLICATION SIGN}", "95 %: 0.590 to 0.610", "12.1 → 7.2 ms", "3,504,872 → 1,304,872",
+        "0.60\N{MULTIPLICATION SIGN}", "95 %: 0.590 to 0.610", "12.1 → 7.2 ms",
+        "3,504,872 → 1,304,872",
         "noisy machine", "faster, but top-1 agreement", "Where the time goes", "9.100",
         "96 → 32", "its channels reach y", "(9)", "Sensitivity", "13 more", "Loss terms",
         "data:image/svg+xml;base64,", "'.*[r|d]_weights'", "onnxruntime 1.31.1",
@@ -227,7 +228,8 @@ def test_in_a_browser(tmp_path, scheme):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
          "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000",
+         "--disable-sync", "--hide-scrollbars", "--window-size=1400,1000",
+         f"--user-data-dir={tmp_path / 'profile'}",
          f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
          "--enable-logging=stderr", "--dump-dom", f"file://{tmp_path / 'page.html'}"],
         capture_output=True, text=True, timeout=120, check=True,

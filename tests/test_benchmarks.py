@@ -1,0 +1,94 @@
+"""The helpers of the benchmark scripts, and the table they end in."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(FOLDER)
+    for name in ("common", "table"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import common
+    import table
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    yield common, table
+    for name in ("common", "table"):
+        sys.modules.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Pair:
+    a: int
+    b: float
+
+
+def test_a_result_says_what_it_was_measured_on(scripts, capsys):
+    common, _ = scripts
+    claims = [
+        common.Claim("never slower", "<= 1.00", "0.99", met=True),
+        common.Claim("smaller", "<= 0.50", "0.61", met=False),
+    ]
+    rows = [{"model": "m", "pair": Pair(1, 0.5), "number": np.float32(2), "list": np.arange(2)}]
+    path = common.write("strip", claims=claims, rows=rows, packages=["onnx", "no-such-package"])
+    result = json.loads(path.read_text())
+    assert result["command"] == "python benchmarks/strip.py"
+    assert result["rows"] == [
+        {"model": "m", "pair": {"a": 1, "b": 0.5}, "number": 2.0, "list": [0, 1]}
+    ]
+    assert result["environment"]["cores"] >= 1
+    assert {"python", "onnxruntime-gpu", "torch"} <= result["environment"]["versions"].keys()
+    assert "MISS smaller: 0.61 (target <= 0.50)" in capsys.readouterr().out
+    with pytest.raises(TypeError, match="object cannot be written as JSON"):
+        common.write("strip", claims=[], rows=[{"x": object()}])
+
+
+def test_compare_names_its_timings(scripts):
+    common, _ = scripts
+    timings = common.compare({"a": lambda: None, "b": lambda: sum(range(3000))}, rounds=5)
+    assert timings["b"].ratio_to(timings["a"]).median > 2
+
+
+def test_table_shows_every_claim_and_misses_as_missed(scripts, tmp_path):
+    common, table = scripts
+    common.write("b", claims=[common.Claim("b | c", "1", "2", met=False)], rows=[])
+    common.write("a", claims=[common.Claim("first", "1", "1", met=True)], rows=[])
+    lines = table.table(tmp_path).splitlines()
+    assert lines[2] == "| first | 1 | 1 | met | `python benchmarks/a.py` |"
+    assert lines[3] == "| b &#124; c | 1 | 2 | **missed** | `python benchmarks/b.py` |"
+    assert lines[5].startswith("Measured on ") and len(lines) == 6
+
+
+def test_only_what_stands_between_the_markers_is_replaced(scripts, tmp_path, monkeypatch):
+    _, table = scripts
+    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    new = table.replaced(text, "new")
+    assert new == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+    assert table.replaced(new, "new") == new
+    for broken in ("none", table.BEGIN, f"{table.END} {table.BEGIN}", text + text):
+        with pytest.raises(SystemExit, match=r"README.md needs one"):
+            table.replaced(broken, "new")
+
+
+def test_check_changes_nothing(scripts, tmp_path, monkeypatch):
+    _, table = scripts
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
+    with pytest.raises(SystemExit, match=r"run python benchmarks/table.py"):
+        table.main()
+    assert "old" in readme.read_text()
+    monkeypatch.setattr(sys, "argv", ["table.py"])
+    table.main()
+    assert "old" not in readme.read_text() and "| What |" in readme.read_text()
+    monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
+    table.main()
