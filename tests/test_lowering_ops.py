@@ -1,9 +1,8 @@
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from lowering_cases import CASES
+from lowering_run import feeds_of, run_ort
 
 from onnxslim_kd.training.lowering import OPS, lower
 
@@ -16,23 +15,13 @@ DIFFERENTIABLE = [
 ]
 
 
-def run_ort(model, feeds, outputs):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(list(outputs), feeds)
-
-
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_forward_equals_onnxruntime(case):
     model = case.model()
     expected = run_ort(model, case.feeds, case.outputs)
     lowered = lower(model, trainable=case.weights)
-    feeds = {name: torch.from_numpy(array) for name, array in case.feeds.items()}
     with torch.no_grad():
-        found = lowered(feeds, case.outputs)
+        found = lowered(feeds_of(case.feeds), case.outputs)
     for name, want in zip(case.outputs, expected, strict=True):
         got = found[name].numpy()
         assert got.dtype == want.dtype

@@ -30,7 +30,7 @@ from onnxslim_kd.training.ops_rnn import RECURRENT
 from onnxslim_kd.training.ops_shape import SHAPE
 from onnxslim_kd.training.reach import needed_nodes, refuse_unknown
 from onnxslim_kd.training.state import Weights
-from onnxslim_kd.training.translate import Lower, Translator
+from onnxslim_kd.training.translate import Lower, Translator, copied
 from onnxslim_kd.training.weights import statistics_of, trainable_parameters
 
 OPS: dict[str, Lower] = {
@@ -137,7 +137,7 @@ class Lowered(nn.Module):
         copies: dict[fx.Node, fx.Node] = {}
         for node in self._graph.nodes:
             if node in needed:
-                copies[node] = part.node_copy(node, lambda old: copies[old])
+                copies[node] = copied(part, node, copies)
         part.output(tuple(copies[node] for node in chosen))
         self._programs[wanted] = Program(fx.GraphModule(self, part))
         return self._programs[wanted]
@@ -239,9 +239,10 @@ def lower(
         trainable = trainable_parameters(model)
     for name in trainable:
         _check_trainable(model, name)
+    _check_statistics(model, trainable)
     results = _values(model, outputs)
     needed = needed_nodes(results)
-    refuse_unknown(needed, {*OPS, "If"})
+    refuse_unknown([n for n in model.graph.all_nodes() if n in needed], {*OPS, "If"})
     weights = Weights(frozenset(trainable))
     translator = Translator(OPS, weights, model.graph.opset_imports[""])
     translator.translate(model.graph, needed)
@@ -261,6 +262,19 @@ def _check_trainable(model: ir.Model, name: str) -> None:
     if not value.const_value.dtype.is_floating_point():
         kind = value.const_value.dtype.name
         raise ModelError(f"initializer {name} has type {kind}; only floating point can be trained")
+
+
+def _check_statistics(model: ir.Model, trainable: Collection[str]) -> None:
+    """Refuse running statistics of two nodes that train: each would spoil the other's."""
+    for node in model.graph.all_nodes():
+        if node.op_type != "BatchNormalization" or name_of(node.inputs[1]) not in trainable:
+            continue
+        for value in node.inputs[3:5]:
+            if value is not None and len(value.uses()) > 1:
+                others = ", ".join(str(user.name) for user, _ in value.uses())
+                raise ModelError(
+                    f"running statistics {value.name} are shared by {others}; untie them"
+                )
 
 
 def _values(model: ir.Model, names: Sequence[str] | None) -> list[ir.Value]:

@@ -75,7 +75,7 @@ class Translator:
     def _argument(self, value: ir.Value) -> fx.Node:
         """Let ``value`` come in from outside: a feed, a weight, or captured from the parent."""
         name = name_of(value)
-        node = self.graph.placeholder(identifier(name))
+        node = placeholder(self.graph, name)
         if self.parent is not None:
             self.captured.append(value)
             if self.parent.is_host(value):
@@ -264,14 +264,29 @@ class Translator:
         ordered = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         for value in captured:
-            placeholder = ordered.placeholder(identifier(name_of(value)))
+            argument = placeholder(ordered, name_of(value))
             if value in self.captured:
-                copies[self._nodes[value]] = placeholder
+                copies[self._nodes[value]] = argument
         for node in self.graph.nodes:
             if node not in copies:
-                copies[node] = ordered.node_copy(node, lambda old: copies[old])
+                copies[node] = copied(ordered, node, copies)
         root = {f"ops.{key}": module for key, module in self.modules.items()}
         return fx.GraphModule(root, ordered)
+
+
+def placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """Add an argument to ``graph``, called like no other of its variables."""
+    node = graph.create_node("placeholder", identifier(name), name=identifier(name))
+    node.target = node.name  # fx keeps node names apart, but not the arguments'
+    return node
+
+
+def copied(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Copy ``node`` into ``graph``, where its inputs have ``copies``."""
+    copy = graph.node_copy(node, lambda old: copies[old])
+    if copy.op == "placeholder":
+        copy.target = copy.name
+    return copy
 
 
 def to_device(tensor: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd.model import name_of
+from onnxslim_kd.model import name_of, new_initializer
 
 Judge: TypeAlias = Callable[["Use"], "Role"]
 LARGE = 1e4
@@ -78,10 +78,25 @@ def _role(value: ir.Value) -> Role:
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """Yield where ``value`` is used, looking through carriers."""
     for node, index in value.uses():
-        if node.op_type in CARRIERS and index == 0:
+        if (node.op_type in CARRIERS and index == 0) or _joins_weights(node):
             yield from _uses(node.outputs[0])
         else:
             yield node, index
+
+
+def _joins_weights(node: ir.Node) -> bool:
+    """Tell whether ``node`` puts weights together, as recurrent ones are on export."""
+    return node.op_type == "Concat" and all(
+        value is not None and (value.const_value is not None or _carried(value))
+        for value in node.inputs
+    )
+
+
+def _carried(value: ir.Value) -> bool:
+    node = value.producer()
+    if node is None or node.op_type not in CARRIERS or node.inputs[0] is None:
+        return False
+    return node.inputs[0].const_value is not None or _carried(node.inputs[0])
 
 
 def _judge(use: Use) -> Role:
@@ -108,7 +123,7 @@ def _added(use: Use) -> Role:
         return _constant(use, "normalisation of a graph input")
     if not np.isfinite(use.array).all() or np.abs(use.array).max() >= LARGE:
         return _constant(use, "mask")
-    if len(use.wide) > 1 and len(np.unique(use.array)) <= 2:
+    if len(use.wide) > 1 and use.array.any() and len(np.unique(use.array)) <= 2:
         return _constant(use, "mask")
     return _weight(use, "bias")
 
@@ -153,6 +168,28 @@ def statistics_of(model: ir.Model) -> set[str]:
         for value in node.inputs[3:5]
         if value is not None and value.const_value is not None
     }
+
+
+def untie(model: ir.Model) -> list[str]:
+    """Give every layer its own biases, scales and running statistics; return the new names.
+
+    Exporters store equal vectors once, so that all layers of a fresh network share one bias: they
+    would train as one. Matrices that are shared (an embedding and its head) stay shared.
+    """
+    statistics = statistics_of(model)
+    made = []
+    for graph in model.graphs():
+        for name, value in list(graph.initializers.items()):
+            tensor, uses = value.const_value, value.uses()
+            if tensor is None or len(uses) < 2 or len(tensor.shape) != 1:
+                continue
+            if name not in statistics and not _role(value).trains:
+                continue
+            for node, index in list(uses)[1:]:
+                own = new_initializer(graph, name, tensor.numpy())
+                node.replace_input_with(index, own)
+                made.append(name_of(own))
+    return made
 
 
 _WEIGHT_BIAS = {1: "weight", 2: "bias"}
