@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from onnxslim_kd.verify_merge import Proof
 
 
-@click.command()
+@click.command(
+    epilog="Example: onnxslim-kd merge student.onnx --teacher teacher.onnx"
+    " --loss l2:fc_0.tmp_1=fc_0.tmp_1 -o merged.onnx"
+)
 @click.argument("student", type=click.Path(path_type=Path))
 @click.option(
     "--teacher", "teachers", multiple=True, required=True, metavar="[NAME=]FILE",
@@ -68,12 +71,7 @@ def merge(
     force: bool,
     as_json: bool,
 ) -> None:
-    r"""Merge STUDENT, its teachers and distillation losses into one ONNX file.
-
-    \b
-    onnxslim-kd merge student.onnx --teacher teacher.onnx \
-        --loss l2:fc_0.tmp_1=fc_0.tmp_1 -o merged.onnx
-    """
+    """Merge STUDENT, its teachers and distillation losses into one ONNX file."""
     from onnxslim_kd.model import check_writable, save
     from onnxslim_kd.passes.adapters import parse
     from onnxslim_kd.passes.merge import merge as merge_models

@@ -18,8 +18,6 @@ from onnxslim_kd.passes.modules import scopes_of
 
 MOST = 24
 """Boxes of a lane that still read well on one page."""
-LEAST = 6
-"""Boxes that are more than a node or two; with fewer, the next level says more."""
 SMALL = 3
 """Nodes below which a module is not worth a box of its own."""
 STUDENT, LOSSES = "student", "losses"
@@ -130,7 +128,7 @@ def _fold_network(
 
 
 def _best_keys(paths: Sequence[Sequence[str]], most: int) -> list[str | None]:
-    """The module of every node at the first level that shows structure, if it has few enough."""
+    """The module of every node, at the first level with a third of ``most`` real modules."""
     best: list[str | None] = []
     for level in range(1, max(map(len, paths), default=0) + 1):
         keys = _keys(paths, level)
@@ -138,7 +136,7 @@ def _best_keys(paths: Sequence[Sequence[str]], most: int) -> list[str | None]:
         if len(sizes) > most:
             break
         best = keys
-        if sum(size >= SMALL for size in sizes.values()) >= LEAST:
+        if sum(size >= SMALL for size in sizes.values()) >= most // 3:
             break
     return best
 

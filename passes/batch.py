@@ -58,7 +58,7 @@ def _fixed(model: ir.Model) -> list[ir.Value]:
 def _keep_batch(graph: ir.Graph, node: ir.Node) -> None:
     target, shape = constant(node.inputs[1]), dims.read(node.inputs[0])  # type: ignore[arg-type]
     keeps = target is not None and len(target) > 1 and target[0] == 1
-    if keeps and shape and shape[0] == 1 and not node.attributes.get_int("allowzero", 0):
+    if keeps and shape and shape[0] in (1, SYMBOL) and not node.attributes.get_int("allowzero", 0):
         assert target is not None
         kept = np.array([0, *target[1:]], np.int64)
         node.replace_input_with(1, new_initializer(graph, f"{node.name}_shape", kept))
