@@ -11,7 +11,7 @@ import torch
 from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import batchnorm
-from onnxslim_kd.plan import Plan
+from onnxslim_kd.plans import Plan
 from onnxslim_kd.roles import Roles
 from onnxslim_kd.training.data import Batch
 from onnxslim_kd.training.feeds import Feeder
