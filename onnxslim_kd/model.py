@@ -231,10 +231,10 @@ def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
             raised = onnx.version_converter.convert_version(proto, lowest)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
-    _adopt(model, ir.serde.deserialize_model(raised))
+    adopt(model, ir.serde.deserialize_model(raised))
 
 
-def _adopt(model: ir.Model, other: ir.Model) -> None:
+def adopt(model: ir.Model, other: ir.Model) -> None:
     """Give ``model`` the graph of ``other``, and that graph the weights of ``model``."""
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     graph = other.graph
@@ -320,11 +320,14 @@ def _set_type(value: ir.Value, proto: onnx.TypeProto) -> None:
 
 
 @contextmanager
-def without_weights(model: ir.Model, limit: int = SMALL) -> Iterator[onnx.ModelProto]:
+def without_weights(
+    model: ir.Model, limit: int = SMALL, only: Callable[[ir.Value], bool] = lambda value: True
+) -> Iterator[onnx.ModelProto]:
     """Give the model as a proto whose big initializers are graph inputs instead.
 
-    Tensors of at most ``limit`` bytes stay, for shape arithmetic needs them. Copying weights into
-    a C++ pass would cost more than everything else (and fails above 2 GB).
+    Tensors of at most ``limit`` bytes stay, for shape arithmetic needs them, and those that are
+    not meant by ``only``. Copying weights into a C++ pass would cost more than everything else
+    (and fails above 2 GB).
     """
     graph = model.graph
     held = dict(graph.initializers.items())
@@ -332,7 +335,7 @@ def without_weights(model: ir.Model, limit: int = SMALL) -> Iterator[onnx.ModelP
     big = []
     for value in held.values():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes > limit:
+        if tensor is None or (tensor.nbytes > limit and only(value)):
             big.append((value, tensor))
     try:
         for value, tensor in big:

@@ -70,7 +70,7 @@ class Session:
         if wanted not in ort.get_available_providers():
             raise UserError(f"provider {provider} is not in this onnxruntime build")
         try:
-            self._session = self._open(ort, source, options, wanted)
+            self._session = _open(ort, source, options, wanted)
         except Exception as error:  # onnxruntime's own errors share no public base
             raise ModelError(f"ONNX Runtime refuses the model: {error}") from error
         ran = self._session.get_providers()[0]
@@ -80,21 +80,6 @@ class Session:
         self.inputs = self._session.get_inputs()
         self.results = self._session.get_outputs()
         self.outputs = [value.name for value in self.results]
-
-    @staticmethod
-    def _open(
-        ort: Any, source: str | os.PathLike[str] | ir.Model, options: Any, provider: str
-    ) -> Any:
-        if not isinstance(source, ir.Model):
-            return ort.InferenceSession(os.fspath(source), options, providers=[provider])
-        if model_io.weight_bytes(source) <= model_io.TWO_GB:
-            with model_io.embedded(source):
-                data = ir.serde.serialize_model(source).SerializeToString()
-            return ort.InferenceSession(data, options, providers=[provider])
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            model_io.save(source, path, external_data=True)
-            return ort.InferenceSession(os.fspath(path), options, providers=[provider])
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
@@ -113,6 +98,50 @@ class Session:
     def end_profiling(self) -> Path:
         """Stop profiling and return the trace's path."""
         return Path(self._session.end_profiling())
+
+
+def _open(ort: Any, source: str | os.PathLike[str] | ir.Model, options: Any, provider: str) -> Any:
+    if not isinstance(source, ir.Model):
+        return ort.InferenceSession(os.fspath(source), options, providers=[provider])
+    if model_io.weight_bytes(source) <= model_io.TWO_GB:
+        with model_io.embedded(source):
+            data = ir.serde.serialize_model(source).SerializeToString()
+        return ort.InferenceSession(data, options, providers=[provider])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        model_io.save(source, path, external_data=True)
+        return ort.InferenceSession(os.fspath(path), options, providers=[provider])
+
+
+def write_optimised(
+    source: str | os.PathLike[str] | ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> None:
+    """Let the runtime write ``source`` with its basic optimisations, the only portable ones.
+
+    Args:
+        source: A path or a model.
+        path: Where to; the format is ONNX, or that of ONNX Runtime's mobile builds for ``.ort``.
+        settings: More session configuration entries, by their names in ONNX Runtime.
+
+    Raises:
+        OperationError: The runtime refuses the model.
+    """
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = os.fspath(path)
+    if Path(path).suffix == ".ort":
+        options.add_session_config_entry("session.save_model_format", "ORT")
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    try:
+        _open(ort, source, options, PROVIDERS["cpu"])
+    except Exception as error:  # onnxruntime's own errors share no public base
+        raise OperationError(f"ONNX Runtime refuses the model: {error}") from error
 
 
 def _onnxruntime() -> Any:

@@ -1,10 +1,11 @@
-"""Fold BatchNormalization into the layer before or behind it.
+"""Fold BatchNormalization, and constant factors and sums, into the layer next to them.
 
 When nothing else sees the value between them, and all parameters are constants::
 
     1. Conv | ConvTranspose | Gemm (x, W, b) -> BN   becomes  the layer (x, W', b')
     2. MatMul(x, W) [-> Add b] -> BN                 becomes  MatMul(x, W') -> Add b'
     3. BN -> Conv(., W, b) that pads nothing         becomes  Conv(x, W', b')
+    4. the layers of 1 -> Mul | Add of a number for each channel: as 1
 
 Exact in real numbers, computed in float64. With padding, rule 3 would be wrong at the border, where
 the convolution sees zeros and not what BatchNormalization makes of zeros.
@@ -30,6 +31,45 @@ def fold(model: ir.Model) -> int:
     return folded
 
 
+def fold_scales(model: ir.Model) -> int:
+    """Fold every Mul and Add of one constant for each channel; return how many were."""
+    folded = 0
+    for graph in model.graphs():
+        for node in list(graph):
+            if node.op_type in ("Add", "Mul") and not node.domain:
+                folded += _fold_scale(node)
+    return folded
+
+
+def _fold_scale(node: ir.Node) -> bool:
+    for value, other in (node.inputs, reversed(node.inputs)):
+        layer = value.producer() if value is not None else None
+        if layer is None or layer.op_type not in _WITH_BIAS or not _only_feeds(layer, node):
+            continue
+        affine = _per_channel(node.op_type, constant(other), layer)
+        if affine is not None and _BEHIND[layer.op_type](layer, affine):
+            _bypass(node, layer.outputs[0])
+            return True
+    return False
+
+
+def _per_channel(operator: str, number: Array | None, layer: ir.Node) -> "_Affine | None":
+    """What an Add or Mul of ``number`` does to the channels (axis 1) of a layer's output."""
+    weight = constant(layer.inputs[1])
+    if number is None or weight is None or number.ndim > weight.ndim:
+        return None
+    channels = weight.shape[_WITH_BIAS[layer.op_type](layer)]
+    if layer.op_type == "ConvTranspose":
+        channels *= layer.attributes.get_int("group", 1)
+    shape = (1,) * (weight.ndim - number.ndim) + number.shape
+    if shape[1] not in (1, channels) or number.size != shape[1]:
+        return None
+    each = np.broadcast_to(number.reshape(-1).astype(np.float64), channels)
+    if operator == "Add":
+        return _Affine(np.ones(channels), each)
+    return _Affine(each, np.zeros(channels))
+
+
 def _fold_node(node: ir.Node) -> bool:
     affine = _affine(node)
     if affine is None:
@@ -38,7 +78,7 @@ def _fold_node(node: ir.Node) -> bool:
     if producer is not None and _only_feeds(producer, node):
         behind = _BEHIND.get(producer.op_type)
         if behind is not None and not producer.domain and behind(producer, affine):
-            _bypass(node)
+            _bypass(node, node.inputs[0])
             return True
     return _fold_forward(node, affine)
 
@@ -71,9 +111,9 @@ def _only_feeds(producer: ir.Node, node: ir.Node) -> bool:
     )
 
 
-def _bypass(node: ir.Node) -> None:
-    """Remove ``node``; what it normalised takes the place and name of its output."""
-    value, output = node.inputs[0], node.outputs[0]
+def _bypass(node: ir.Node, value: ir.Value | None) -> None:
+    """Remove ``node``; ``value``, one of its inputs, takes the place and name of its output."""
+    output = node.outputs[0]
     assert value is not None and node.graph is not None
     name, shape, kind = output.name, output.shape, output.type
     output.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -132,7 +172,8 @@ def _behind_layer(node: ir.Node, affine: _Affine, spread: Callable[[Array], Arra
         return False
     weight, bias = parameters
     _set(node, 1, weight * spread(weight), weight)
-    _set(node, 2, (0.0 if bias is None else bias) * affine.scale + affine.shift, weight)
+    if bias is not None or affine.shift.any():
+        _set(node, 2, (0.0 if bias is None else bias) * affine.scale + affine.shift, weight)
     return True
 
 
@@ -234,3 +275,10 @@ _BEHIND: dict[str, Callable[[ir.Node, _Affine], bool]] = {
     "Add": _behind_matmul_add,
 }
 """Layers that take up the BatchNormalization behind them."""
+
+_WITH_BIAS: dict[str, Callable[[ir.Node], int]] = {
+    "Conv": lambda node: 0,
+    "ConvTranspose": lambda node: 1,
+    "Gemm": lambda node: 0 if node.attributes.get_int("transB", 0) else 1,
+}
+"""Layers with a bias of their own, and the axis of their weight that counts output channels."""

@@ -1,0 +1,195 @@
+"""infer-prune: the model as it ships. Any model in, the smallest equal one out, with proof.
+
+stripped = infer_prune("merged.onnx")      # the student alone, in inference form
+save(stripped.model, "student.onnx")
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+
+from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.errors import ModelError, PassError, ProofError
+from onnxslim_kd.model import ModelLike, load, normalised, weight_bytes, without_weights
+from onnxslim_kd.passes import gate
+from onnxslim_kd.passes.cleanup import STEPS
+from onnxslim_kd.passes.deploy import (
+    Activation,
+    add_activation,
+    keep_inputs,
+    keep_role,
+    keep_values,
+    to_inference,
+)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That the outputs stayed the same.
+
+    Attributes:
+        shapes: The input shapes that both models ran with.
+        worst: Largest difference of an output, as a share of its largest magnitude.
+        tolerance: What was allowed.
+    """
+
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    worst: float
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """What infer-prune made.
+
+    Attributes:
+        model: The model to ship.
+        notes: What was left out or could not be shown, one sentence each.
+        counts: Nodes by operator, before and after; operators inside of branches count too.
+        bytes: Of the weights, before and after.
+        removed: By how many nodes each step made the graph smaller.
+        proof: None when it was not asked for, or the outputs are random.
+    """
+
+    model: ir.Model
+    notes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, int]]
+    bytes: tuple[int, int]
+    removed: Mapping[str, int]
+    proof: Proof | None
+
+
+def infer_prune(
+    model: ModelLike,
+    *,
+    keep: str = "student",
+    outputs: Sequence[str] | None = None,
+    activation: Activation | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    verify: bool = True,
+) -> Stripped:
+    """Reduce a model to what inference needs, in its smallest equal form.
+
+    Args:
+        model: A merged, trained or any other model.
+        keep: Whose outputs to keep of a merged model: ``student``, ``teacher`` or its name.
+        outputs: Values to make the outputs, instead of those of a role.
+        activation: What to append to the outputs: ``softmax``, ``sigmoid`` or nothing.
+        shapes: Input shapes for the proof, by name, where no dynamic size fits.
+        verify: Whether to compare outputs; False trusts every step.
+
+    Raises:
+        UserError: An option does not fit the model.
+        NotFoundError: A name in ``outputs`` is not in the graph.
+        PassError: The result is not valid ONNX.
+        ProofError: The outputs differ, or nothing could be run.
+    """
+    start = load(model, normalise=False)
+    before, bytes_before = _operators(start), weight_bytes(start)
+    normalised(start)
+    inputs = _declare(start, keep, outputs)
+    switched = to_inference(start)
+    if activation is not None:
+        add_activation(start, activation)
+    notes = [f"{switched} nodes switched from training to inference"] if switched else []
+    as_given = not switched and activation is None and inputs == _names(start) and not outputs
+    reference = None
+    if verify:
+        reference = _reference(start, model if as_given else None, shapes, notes)
+    guard = _Guard(reference)
+    gated = gate.apply(start, STEPS, guard.differs)
+    keep_inputs(gated.model, inputs)
+    _check(gated.model)
+    return Stripped(
+        model=gated.model,
+        notes=(*notes, *gated.notes),
+        counts=_counts(before, _operators(gated.model)),
+        bytes=(bytes_before, weight_bytes(gated.model)),
+        removed=gated.removed,
+        proof=guard.proof,
+    )
+
+
+def _declare(model: ir.Model, keep: str, outputs: Sequence[str] | None) -> list[str] | None:
+    """Choose the outputs; return the names of the inputs, None for those that are needed."""
+    inputs = keep_role(model, keep)
+    if outputs:
+        keep_values(model, outputs)
+        return None
+    return inputs
+
+
+def _names(model: ir.Model) -> list[str]:
+    return [str(value.name) for value in model.graph.inputs]
+
+
+def _reference(
+    start: ir.Model,
+    given: "ModelLike | None",
+    shapes: Mapping[str, Sequence[int]] | None,
+    notes: list[str],
+) -> Reference | None:
+    """Run the model as it was given where its outputs are to stay, else as it was declared."""
+    random = [node for node in start.graph.all_nodes() if node.op_type in _RANDOM]
+    if random:
+        notes.append(f"outputs are random ({random[0].op_type} {random[0].name}): not compared")
+        return None
+    if given is not None:
+        source = given if isinstance(given, str | os.PathLike) else load(given, normalise=False)
+        try:
+            return Reference.of(start, source=source, given=shapes)
+        except ModelError as error:
+            notes.append(f"compared with its normalised form: the file itself fails: {error}")
+    return Reference.of(start, given=shapes)
+
+
+class _Guard:
+    """Compares every model that a step made; the last one that passed is the result."""
+
+    def __init__(self, reference: Reference | None) -> None:
+        self.reference = reference
+        self.proof: Proof | None = None
+
+    def differs(self, model: ir.Model) -> str | None:
+        if self.reference is None:
+            return None
+        try:
+            worst = self.reference.worst(model)
+        except (ProofError, ModelError) as error:
+            return str(error)
+        if worst > TOLERANCE:
+            return f"outputs differ by {worst:.1e} of their magnitude, {TOLERANCE:.0e} allowed"
+        self.proof = Proof(tuple(self.reference.shapes), worst)
+        return None
+
+
+def _check(model: ir.Model) -> None:
+    """Run the full checker; big weights are left out, for it copies them several times."""
+    try:
+        with without_weights(model) as proto:
+            onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise PassError(f"the result is not valid ONNX: {error}") from error
+
+
+def _operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.all_nodes())
+
+
+def _counts(before: Counter[str], after: Counter[str]) -> dict[str, tuple[int, int]]:
+    return {name: (before[name], after[name]) for name in sorted(before | after)}
+
+
+_RANDOM = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+"""Operators whose outputs are others in each run."""
