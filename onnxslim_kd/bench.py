@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -22,6 +21,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.cost import cost
 from onnxslim_kd.difference import Difference, difference
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.interface import check_interface
 from onnxslim_kd.machine import Environment
 from onnxslim_kd.profile import Operator, profile
 from onnxslim_kd.shapes import sample
@@ -151,9 +151,8 @@ def bench(
         case = _measure(names, sessions, workload, setting)
         macs = [cost(model, sample(model, workload.shapes)).macs for model in loaded]
         rows = [dataclasses.replace(r, macs=m) for r, m in zip(case.rows, macs, strict=True)]
-        if setting.profile:
-            rows = [_profiled(*each, workload, setting) for each in zip(rows, models, strict=True)]
-        cases.append(dataclasses.replace(case, rows=tuple(rows)))
+        case = dataclasses.replace(case, rows=tuple(rows))
+        cases.append(_profiled(case, models, workload, setting) if setting.profile else case)
     ran_on = runtime.PROVIDERS[sessions[0].provider]
     return Report(tuple(subjects), tuple(cases), setting, ran_on, machine.environment())
 
@@ -221,12 +220,23 @@ def _measure(
     return Case(workload.shapes, rows, tuple(notes))
 
 
-def _profiled(row: Row, source: Source, workload: Workload, setting: Setting) -> Row:
-    found = profile(source, workload.feeds[0], provider=setting.provider, threads=setting.threads)
-    return dataclasses.replace(row, operators=found)
+def _profiled(case: Case, models: Sequence[Source], workload: Workload, setting: Setting) -> Case:
+    found = profile(models, workload.feeds[0], provider=setting.provider, threads=setting.threads)
+    rows = tuple(
+        dataclasses.replace(row, operators=operators)
+        for row, operators in zip(case.rows, found, strict=True)
+    )
+    wanted = runtime.PROVIDERS[setting.provider]
+    elsewhere = tuple(
+        f"{row.model}: {len(strays)} of {len(row.operators)} nodes did not run on {wanted},"
+        f" the first is {strays[0].name} ({strays[0].op}, {strays[0].provider})"
+        for row in rows
+        if (strays := [o for o in row.operators if o.provider != wanted])
+    )
+    return dataclasses.replace(case, rows=rows, notes=case.notes + elsewhere)
 
 
-# ------------------------------------------------------------------- names, sizes, interfaces
+# ------------------------------------------------------------------- names and sizes
 
 
 def _names(models: Sequence[Source]) -> list[str]:
@@ -252,41 +262,3 @@ def _subject(name: str, source: Source, model: ir.Model) -> Subject:
         }
         size = sum(path.stat().st_size for path in {Path(source), *data})
     return Subject(name, weights.parameters, size)
-
-
-def check_interface(
-    first: str, reference: runtime.Session, second: str, other: runtime.Session
-) -> None:
-    """Refuse to compare models that do not take and give the same.
-
-    Raises:
-        UserError: Names, types or ranks differ; the message says which.
-    """
-    for kind, expected, found in (
-        ("input", reference.inputs, other.inputs),
-        ("output", reference.results, other.results),
-    ):
-        wanted, got = {v.name: v for v in expected}, {v.name: v for v in found}
-        for name in wanted | got:
-            if name not in got or name not in wanted:
-                has, lacks = (first, second) if name in wanted else (second, first)
-                raise UserError(
-                    f"{first} and {second} cannot be compared: {has} has the {kind} {name},"
-                    f" {lacks} has not"
-                )
-            if _signature(kind, wanted[name]) != _signature(kind, got[name]):
-                raise UserError(
-                    f"{first} and {second} cannot be compared: {kind} {name} is"
-                    f" {_describe(wanted[name])} in {first} and {_describe(got[name])} in {second}"
-                )
-
-
-def _signature(kind: str, value: Any) -> tuple[object, ...]:
-    """Return what must be equal: type and rank, and of inputs the fixed sizes as well."""
-    if kind == "output" or not value.shape:
-        return value.type, len(value.shape or ())
-    return value.type, *(d if isinstance(d, int) else None for d in value.shape)
-
-
-def _describe(value: Any) -> str:
-    return f"{value.type} {list(value.shape or ())}"

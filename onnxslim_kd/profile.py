@@ -21,7 +21,9 @@ import onnx_ir as ir
 from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
 
-WARM_RUNS, RUNS = 5, 20
+Source = str | os.PathLike[str] | ir.Model
+ROUNDS, RUNS = 5, 5
+"""Every round runs each model that often; a round before these warms up."""
 _KERNEL, _BLOCKED = "_kernel_time", "_nchwc"
 _FUSED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
 """Activations that the runtime puts into the layer before them."""
@@ -49,39 +51,48 @@ class Change:
 
 
 def profile(
-    source: str | os.PathLike[str] | ir.Model,
+    sources: Sequence[Source],
     feeds: Mapping[str, np.ndarray[Any, Any]],
     *,
     provider: str = "cpu",
     threads: int = 0,
-) -> tuple[Operator, ...]:
-    """Run a model with tracing on and return its nodes in the order they ran."""
+) -> list[tuple[Operator, ...]]:
+    """Run models in turn with tracing on and return the nodes of each in the order they ran."""
     with tempfile.TemporaryDirectory() as folder:
-        prefix = str(Path(folder) / "trace")
-        session = runtime.Session(source, provider=provider, threads=threads, profile_prefix=prefix)
-        for _ in range(WARM_RUNS + RUNS):
-            session.run(feeds)
-        events = json.loads(session.end_profiling().read_text())
-    model = source if isinstance(source, ir.Model) else model_io.load(source, normalise=False)
-    return _operators(events, _layers(model))
+        sessions = [
+            runtime.Session(
+                source,
+                provider=provider,
+                threads=threads,
+                profile_prefix=str(Path(folder) / f"trace{index}"),
+                spin=False,
+            )
+            for index, source in enumerate(sources)
+        ]
+        for session in sessions * (1 + ROUNDS):
+            for _ in range(RUNS):
+                session.run(feeds)
+        traces = [json.loads(session.end_profiling().read_text()) for session in sessions]
+    return [_operators(*each) for each in zip(traces, map(_layers, sources), strict=True)]
 
 
-def _layers(model: ir.Model) -> dict[str, str]:
+def _layers(source: Source) -> dict[str, str]:
     """Map what the runtime calls its blocked convolutions (the output's name) to the layer."""
+    model = source if isinstance(source, ir.Model) else model_io.load(source, normalise=False)
     found = {}
     for node in model.graph:
         for output in node.outputs:
             layer: ir.Node | None = node
             while layer is not None and layer.op_type in _FUSED and layer.inputs[0] is not None:
                 layer = layer.inputs[0].producer()
-            found[f"{output.name}{_BLOCKED}"] = (layer or node).name or f"{output.name}"
+            found[f"{output.name}{_BLOCKED}"] = (layer or node).name or str(output.name)
     return found
 
 
 def _operators(
     events: Sequence[Mapping[str, Any]], layers: Mapping[str, str]
 ) -> tuple[Operator, ...]:
-    starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")[WARM_RUNS:]
+    starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")[RUNS:]
     times: dict[str, np.ndarray[Any, Any]] = defaultdict(lambda: np.zeros(len(starts)))
     kinds: dict[str, tuple[str, str]] = {}
     for event in sorted(events, key=lambda e: e.get("ts", 0)):

@@ -179,11 +179,12 @@ def from_bench(found: "bench.Report") -> ReportData:
     """Show what `onnxslim_kd.bench.bench` found; the headline is the last model's."""
     first, last = found.models[0], found.models[-1]
     environment = found.environment
-    threads = found.setting.threads
+    threads = f"{found.setting.threads} thread{'s' * (found.setting.threads != 1)}"
     case = found.cases[0]
+    against = "" if len(found.models) < 3 else f"{last.name} against {first.name}; "
     return ReportData(
         title=" vs ".join(model.name for model in found.models),
-        summary=f"{found.ran_on}, {threads} thread{'s' * (threads != 1)}, {environment.cpu}",
+        summary=f"{against}{found.ran_on}, {threads}, {environment.cpu}",
         metrics=() if first is last else _headline(found),
         latencies=tuple(map(_latencies, found.cases)),
         operators=tuple(

@@ -27,6 +27,8 @@ WARM = 5, 0.03
 WARM_SECONDS = 2.0
 NOISY_SPREAD = 0.10
 NOISY_DRIFT = 0.05
+FEWEST_TO_DRIFT = 9
+"""Rounds: with fewer, one slow round would look like drift."""
 BUSY = 0.5
 """Other work per core, as a load average, from which a machine counts as busy."""
 
@@ -120,7 +122,9 @@ def noise(reference: Timing, *, load: float | None = None) -> list[str]:
         load: The load average before measuring, as `machine.load_average` gave it.
     """
     said = []
-    apart, moved = spread(reference.medians), drift(reference.medians)
+    apart, moved = spread(reference.medians), 0.0
+    if len(reference.rounds) >= FEWEST_TO_DRIFT:
+        moved = drift(reference.medians)
     if apart > NOISY_SPREAD:
         said.append(
             f"noisy machine: rounds of the same work lie {apart:.0%} apart;"

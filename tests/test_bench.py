@@ -14,8 +14,9 @@ from onnxslim_kd.bench import Ratio, Row, Setting, bench, compare_latency
 from onnxslim_kd.cli import main
 from onnxslim_kd.difference import Difference
 from onnxslim_kd.errors import ModelError, UserError
-from onnxslim_kd.profile import by_node, by_type, profile
+from onnxslim_kd.profile import Operator, by_node, by_type, profile
 from onnxslim_kd.statistics import Latency
+from onnxslim_kd.workload import workloads
 
 QUICK = Setting(rounds=5, seconds=0.1, threads=1)
 MACS = 8 * 8 * 9 * 16 * 16
@@ -73,10 +74,14 @@ def test_a_model_against_itself_has_the_same_outputs():
     assert "but" not in row.verdict
 
 
+def row(ratio, difference=None):
+    difference = difference or Difference(None, 0, 0)
+    return Row("m", Latency(1, 1, 1, 1), Ratio(*ratio), 0, difference, ())
+
+
 def test_verdicts():
     def verdict(ratio, difference):
-        row = Row("m", Latency(1, 1, 1, 1), Ratio(*ratio), 0, difference, ())
-        return row.verdict
+        return row(ratio, difference).verdict
 
     same, far = Difference(None, 0, 0), Difference(None, 3.0, 0.5)
     assert verdict((0.6, 0.5, 0.7), same) == "faster"
@@ -177,7 +182,7 @@ def test_compare_latency():
 
 
 def test_profile_names_layers_whatever_the_runtime_fused():
-    operators = profile(net(3), {"x": np.zeros((1, 8, 16, 16), np.float32)}, threads=1)
+    (operators,) = profile([net(3)], {"x": np.zeros((1, 8, 16, 16), np.float32)}, threads=1)
     named = {operator.name: operator for operator in operators}
     assert {"conv0", "conv1", "conv2"} <= named.keys()
     assert all(named[f"conv{n}"].milliseconds > 0 for n in range(3))
@@ -186,13 +191,27 @@ def test_profile_names_layers_whatever_the_runtime_fused():
 
 def test_profiles_are_compared_by_type_and_by_node():
     feeds = {"x": np.zeros((1, 8, 16, 16), np.float32)}
-    long, short = (profile(net(depth), feeds, threads=1) for depth in (3, 1))
+    long, short = profile([net(3), net(1)], feeds, threads=1)
     slowest = by_type([long, short])[0]
     assert slowest.count == (3, 1) and slowest.milliseconds[0] > slowest.milliseconds[1]
     nodes = {change.name: change for change in by_node([long, short])}
     assert nodes["conv2"].count == (1, 0) and nodes["conv2"].milliseconds[1] == 0
     moved = [abs(c.milliseconds[0] - c.milliseconds[1]) for c in by_node([long, short])]
     assert moved == sorted(moved, reverse=True)
+
+
+def test_nodes_that_ran_elsewhere_are_said(monkeypatch):
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    operators = (Operator("conv0", "Conv", cuda, 1.0), Operator("topk", "TopK", cpu, 1.0))
+    monkeypatch.setattr(bench_module, "profile", lambda *a, **k: [operators])
+    monkeypatch.setitem(runtime.PROVIDERS, "cpu", cuda)
+    case = bench_module.Case({}, (row((1, 1, 1)),), ("noisy",))
+    notes = bench_module._profiled(case, [net()], workloads(net())[0], QUICK).notes
+    assert notes == (
+        "noisy",
+        "m: 1 of 2 nodes did not run on CUDAExecutionProvider,"
+        " the first is topk (TopK, CPUExecutionProvider)",
+    )
 
 
 # ------------------------------------------------------------------------------ command
