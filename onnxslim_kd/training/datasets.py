@@ -132,7 +132,7 @@ def _read_idx(path: Path, rank: int) -> np.ndarray[Any, Any]:
     shape = struct.unpack(f">{rank}I", data[4:header])
     if len(data) - header != int(np.prod(shape)):
         raise UserError(f"{path}: is cut short: {len(data) - header} bytes for shape {shape}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()  # to be writable
 
 
 # -------------------------------------------------------------------------------- others
