@@ -195,7 +195,10 @@ class _Silencer:
         if not found:
             return
         for (index, axis, value), keep in zip(places, keeps, strict=True):
-            if value.is_initializer() and keep is not None and consumption.out_axis is None:
+            if consumption.out_axis is not None:
+                break
+            is_float = value.dtype is not None and value.dtype.is_floating_point()
+            if value.is_initializer() and is_float and keep is not None:
                 self._zero(copy.inputs[index], axis, keep)
                 return  # a zero weight silences the channel, whatever the other operand holds
         for (index, axis, _), keep in zip(places, keeps, strict=True):

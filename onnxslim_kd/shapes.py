@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 LIMIT = 4096
 """Elements up to which a tensor is folded; attention masks and position tables are larger."""
+_LIKE_INPUT = ("GroupNormalization", "RMSNormalization", "Swish")
+"""Operators that ONNX defines by a function, for which inference gives no shape."""
 _BATCH, _SPATIAL, _SEQUENCE = (2, 3), (64, 96), (16, 24)
 
 
@@ -189,6 +191,8 @@ def _infer_node(
             found.shape[value] = shape
     if missing:
         found.shape.update(_infer_alone(found, node, versions))
+        if node.op_type in _LIKE_INPUT and (shape := found.of(node.inputs[0])):  # type: ignore[arg-type]
+            found.shape.setdefault(node.outputs[0], shape)
 
 
 def _infer_alone(

@@ -84,7 +84,9 @@ def _keep_numbers(cut: Cut, node: ir.Node, handled: set[int]) -> None:
     if any(output in cut.analysis.shapes.number for output in node.outputs):
         return  # arithmetic inside of the folded part: its readers decide
     for index, value in enumerate(node.inputs):
-        if value is not None and index not in handled and value in cut.numbers:
+        if value is None or index in handled or value in cut.shapes:
+            continue  # a tensor that has channels itself follows the cut
+        if value in cut.numbers:
             for reader, i in _whole_sources(cut, node, index):
                 number = cut.number(reader.inputs[i])
                 assert number is not None

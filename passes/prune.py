@@ -256,7 +256,7 @@ def apply(analysis: Analysis, removed: Ids) -> None:
     _slice_weights(analysis, gone)
     fixups.repair(state)
     for value, expected in state.shapes.items():
-        if value.shape is not None:
+        if value.shape is not None and not value.is_initializer():
             before = analysis.shapes.shape[value]
             changed = zip(value.shape, before, expected, strict=True)
             value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
@@ -326,8 +326,8 @@ def _check_shapes(state: fixups.Cut) -> None:
     """Read the cut graph's shapes back: each must be what the plan says."""
     for value, expected in state.shapes.items():
         node = value.producer()
-        if value.shape is None or (node is not None and node.graph is None):
-            continue  # not inferred, or removed with what it fed
+        if value.shape is None or node is None or node.graph is None:
+            continue  # not inferred, a weight, or removed with what it fed
         for have, want in zip(model_io.dims(value), expected, strict=True):
             if have is not None and have != want:
                 raise PassError(

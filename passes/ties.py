@@ -154,7 +154,6 @@ _UNARY = """
 Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu
 Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal
 Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
-DynamicQuantizeLinear
 """.split()  # noqa: SIM905 - easier to read and to sort
 _BROADCAST = """
 Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
@@ -182,6 +181,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), pointwise.along_axis(-1)),
     "LpNormalization": pointwise.along_axis(-1, exact=True),
     **dict.fromkeys(("CumSum", "TopK"), pointwise.frozen_axis(-1)),
+    "DynamicQuantizeLinear": pointwise.dynamic_quantize,
     "Trilu": pointwise.frozen_matrix,
     "BatchNormalization": pointwise.channel_norm,
     "InstanceNormalization": pointwise.channel_norm,

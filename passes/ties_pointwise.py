@@ -17,6 +17,16 @@ def unary(t: Channels, node: ir.Node) -> None:
         t.set(index, x.layout)
 
 
+def dynamic_quantize(t: Channels, node: ir.Node) -> None:
+    """DynamicQuantizeLinear: one scale, from the extremes over all channels."""
+    x = t.need(0)
+    t.collapse_all(x, first=t.attention == "heads")
+    for block in x.layout:
+        t.not_exact(block.ids, "DynamicQuantizeLinear runs over the channels")
+        t.consume((0, block.axes[0]), out_axis=block.axes[0])
+    t.set(0, x.layout)
+
+
 def broadcast(t: Channels, node: ir.Node) -> None:
     """Numpy broadcasting over all inputs: Add, Mul, Where, Sum, Max, PRelu, ..."""
     operands = [t.need(i) for i, value in enumerate(node.inputs) if value is not None]

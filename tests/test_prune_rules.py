@@ -1,0 +1,96 @@
+"""Every rule on a small model: the proof holds, the counts are right, a second look finds no more."""
+
+import numpy as np
+import pytest
+
+from onnxslim_kd import Amount, Choice, Reading, api
+from onnxslim_kd.passes.ties import RULES
+from onnxslim_kd.proof import structure
+from tests.models import MODELS, Case, build
+
+ALL = Choice(pattern=".*", ratio=0.5, amount=Amount(round_to=1))
+UPSAMPLE = {"Upsample"}
+"""Removed from ONNX in opset 10: raising the opset turns it into Resize."""
+
+
+def test_every_rule_has_a_model() -> None:
+    used = {node.op_type for case in MODELS.values() for node in build(case).graph}
+    assert RULES.keys() - used - {"Constant"} - UPSAMPLE == set()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_pruned_model_equals_the_silenced_original(name: str) -> None:
+    case = MODELS[name]
+    result = api.prune(build(case), ALL)
+    structure(result.model)
+    assert result.plan.approximate == case.approximate
+    removable = any(case.units.values())
+    assert (result.after.parameters < result.before.parameters) == removable
+
+
+@pytest.mark.parametrize("name", [n for n, case in MODELS.items() if case.units])
+def test_units_are_as_small_as_they_can_be(name: str) -> None:
+    """The proof cannot see channels that are tied too widely; counting can."""
+    case = MODELS[name]
+    analysis = api.inspect(build(case))
+    found = {p.name: p for p in analysis.parameters if p.produces}
+    for parameter, expected in case.units.items():
+        labels = np.unique(analysis.labels(found[parameter].birth))
+        free = [x for x in labels.tolist() if x not in analysis.components.pinned]
+        assert len(free) == expected, f"{parameter}: {analysis.refusal(found[parameter])}"
+
+
+@pytest.mark.parametrize("name", ["residual", "split", "attention", "channel-shuffle", "lstm"])
+def test_a_plan_replays_and_is_idempotent(name: str) -> None:
+    model = build(MODELS[name])
+    result = api.prune(model, ALL)
+    again = api.prune(model, type(result.plan).model_validate_json(result.plan.model_dump_json()))
+    assert again.plan == result.plan
+    for value, other in zip(
+        result.model.graph.initializers.values(),
+        again.model.graph.initializers.values(),
+        strict=True,
+    ):
+        assert np.array_equal(value.const_value.numpy(), other.const_value.numpy())
+    nothing = api.prune(result.model, Choice(pattern=".*", ratio=0.0))
+    assert nothing.after == nothing.before
+
+
+def test_dims_go_where_heads_are_kept() -> None:
+    model = build(MODELS["attention"])
+    heads = api.prune(model, ALL)
+    dims = api.prune(model, ALL, reading=Reading(attention="dims"))
+    assert heads.model.graph.initializers["w1"].shape == [6, 4]
+    assert dims.model.graph.initializers["w1"].shape == [6, 4]
+    kept = {m.parameter: m.kept for g in heads.plan.groups for m in g.members if m.kept}
+    assert kept["w1"] in {
+        tuple(range(a, a + 2)) + tuple(range(b, b + 2))
+        for a in (0, 2, 4, 6)
+        for b in (0, 2, 4, 6)
+        if a < b
+    }
+    kept = {m.parameter: m.kept for g in dims.plan.groups for m in g.members if m.kept}
+    assert kept["w1"] in {(0, 2, 4, 6), (1, 3, 5, 7)}
+
+
+def test_a_freed_output_loses_channels() -> None:
+    model = build(MODELS["residual"])
+    result = api.prune(model, ALL, reading=Reading(free_outputs=("y",)))
+    assert result.model.graph.initializers["w2"].shape == [2, 4, 1, 1]
+    assert result.model.graph.outputs[0].shape[1] == 2
+
+
+def test_the_scale_of_attention_keeps_its_number() -> None:
+    """1/sqrt(width) is computed from the Shape of the cut axis; the original number must stay."""
+    result = api.prune(build(MODELS["scale-from-shape"]), ALL)
+    numbers = [v.const_value.numpy() for v in result.model.graph.initializers.values()]
+    assert any(n.dtype == np.int64 and n.tolist() == [8] for n in numbers)
+
+
+def test_vectors_that_exporters_share_are_cloned() -> None:
+    case: Case = MODELS["vector-shared-by-layers"]
+    result = api.prune(build(case), Choice(ratios={"w1": 0.5}, amount=Amount(round_to=1)))
+    lengths = sorted(
+        v.const_value.size for v in result.model.graph.initializers.values() if len(v.shape) == 1
+    )
+    assert lengths == [4, 8]
