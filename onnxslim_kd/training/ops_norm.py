@@ -24,16 +24,19 @@ class BatchNorm(Modal):
 
     def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
         """Normalise; in training, also move ``mean`` and ``var``, in place."""
-        if self.training:
-            with torch.no_grad():
-                before = var.clone()
-            y = F.batch_norm(x, mean, var, scale, bias, True, 1 - self.momentum, self.eps)  # noqa: FBT003
-            n = x.numel() // x.shape[1]
-            with torch.no_grad():  # torch took n / (n - 1) times the biased variance
-                var.mul_((n - 1) / n).add_(before, alpha=self.momentum / n)
-        else:
+        if not self.training:
             y = F.batch_norm(x, mean, var, scale, bias, False, 0.0, self.eps)  # noqa: FBT003
+        else:
+            moved = mean.clone(), var.clone()  # autograd keeps what torch is given
+            y = F.batch_norm(x, *moved, scale, bias, True, 1 - self.momentum, self.eps)  # noqa: FBT003
+            self._follow(mean, var, moved, x.numel() // x.shape[1])
         return (y, mean, var) if self.several else y
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, moved: tuple[Tensor, Tensor], n: int) -> None:
+        """Take over the running statistics, of which torch's variance is n / (n - 1) too large."""
+        mean.copy_(moved[0])
+        var.mul_(self.momentum / n).add_(moved[1], alpha=(n - 1) / n)
 
 
 class Dropout(Modal):
