@@ -59,7 +59,7 @@ def insert(scope: Scope, file: str, values: Sequence[ir.Value], *, train: bool) 
         UserError: The number of inputs or outputs, or the opset, does not fit.
         ModelError: The file cannot be read.
     """
-    model = load_loss(file, len(values))
+    model = load_loss(file, values)
     model_io.raise_opset(model, scope.opset)
     graph = model.graph
     if graph.opset_imports[""] > scope.opset:
@@ -67,11 +67,7 @@ def insert(scope: Scope, file: str, values: Sequence[ir.Value], *, train: bool) 
             f"loss custom: {file} has opset {graph.opset_imports['']}, the models {scope.opset};"
             f" export it with an older opset"
         )
-    if len(graph.inputs) != len(values) or len(graph.outputs) != 1:
-        raise UserError(
-            f"loss custom: {file} takes {len(graph.inputs)} values and gives"
-            f" {len(graph.outputs)}, it must take {len(values)} and give 1"
-        )
+    _check_signature(file, len(values), len(graph.inputs), len(graph.outputs))
     result = graph.outputs[0]
     for taken, value in zip(list(graph.inputs), values, strict=True):
         ir.convenience.replace_all_uses_with(taken, value)
@@ -79,8 +75,8 @@ def insert(scope: Scope, file: str, values: Sequence[ir.Value], *, train: bool) 
     return result
 
 
-def load_loss(file: str, inputs: int) -> ir.Model:
-    """Load a loss of so many inputs, from a model or from a single function.
+def load_loss(file: str, values: Sequence[ir.Value]) -> ir.Model:
+    """Load a loss between ``values``, from a model or from a single function.
 
     Raises:
         ModelError: The file is neither.
@@ -92,20 +88,28 @@ def load_loss(file: str, inputs: int) -> ir.Model:
         return model_io.load(file)  # which says what is wrong with the file
     if not (function.name and function.node):
         return model_io.load(file)
-    return model_io.load(_calling(function, inputs))
+    _check_signature(file, len(values), len(function.input), len(function.output))
+    return model_io.load(_calling(function, values))
 
 
-def _calling(function: onnx.FunctionProto, inputs: int) -> onnx.ModelProto:
-    """Wrap a function in a model that calls it."""
-    names = list(function.input)[:inputs]
-    outputs = list(function.output)
-    call = onnx.helper.make_node(function.name, names, outputs, domain=function.domain)
-    taken, given = (
-        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in side]
-        for side in (names, outputs)
-    )
-    graph = onnx.helper.make_graph([call], function.name, taken, given)
-    opsets = [*function.opset_import, onnx.helper.make_opsetid(function.domain, 1)]
-    return onnx.helper.make_model(
-        graph, functions=[function], opset_imports=opsets, ir_version=model_io.IR_VERSIONS[1]
-    )
+def _check_signature(file: str, wanted: int, inputs: int, outputs: int) -> None:
+    if (inputs, outputs) != (wanted, 1):
+        raise UserError(
+            f"loss custom: {file} takes {inputs} values and gives {outputs}, it must take {wanted}"
+            f" and give 1"
+        )
+
+
+def _calling(function: onnx.FunctionProto, values: Sequence[ir.Value]) -> onnx.ModelProto:
+    """Wrap a function in a model that calls it with inputs like ``values``."""
+    helper, names = onnx.helper, list(function.input)
+    call = helper.make_node(function.name, names, function.output, domain=function.domain)
+    taken = [
+        helper.make_value_info(name, ir.serde.serialize_value(value).type)
+        for name, value in zip(names, values, strict=True)
+    ]
+    given = [helper.make_empty_tensor_value_info(name) for name in function.output]
+    graph = helper.make_graph([call], function.name, taken, given)
+    opsets = [*function.opset_import, helper.make_opsetid(function.domain, 1)]
+    version = model_io.IR_VERSIONS[1]
+    return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=version)

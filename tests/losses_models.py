@@ -1,6 +1,6 @@
 """Graphs of losses alone, whose inputs are the values to compare."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -40,13 +40,22 @@ def free_batch(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int | str, .
     return {name: ("N", *array.shape[1:]) for name, array in arrays.items() if array.ndim}
 
 
+def runner(model: ir.Model) -> Callable[[Mapping[str, np.ndarray]], float]:
+    """Open in ONNX Runtime."""
+    session, names = Session(model, threads=1), [v.name for v in model.graph.inputs]
+
+    def run(feeds: Mapping[str, np.ndarray]) -> float:
+        (result,) = session.run({n: feeds[n] for n in names}).values()
+        assert result.dtype == np.float32
+        assert result.shape == ()
+        return float(result)
+
+    return run
+
+
 def value(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
-    """Run in ONNX Runtime."""
-    names = [v.name for v in model.graph.inputs]
-    (result,) = Session(model, threads=1).run({n: feeds[n] for n in names}).values()
-    assert result.dtype == np.float32
-    assert result.shape == ()
-    return float(result)
+    """Run once in ONNX Runtime."""
+    return runner(model)(feeds)
 
 
 def check(model: ir.Model) -> None:

@@ -32,6 +32,8 @@ def gradients(
         run(node, values, dtype, training)
     loss = values[model.graph.outputs[0].name]
     leaves = [values[name] for name in wanted]
+    if not leaves:
+        return loss.item(), {}
     found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return loss.item(), {n: g.numpy() for n, g in zip(wanted, found, strict=True)}
 
