@@ -70,6 +70,7 @@ class Loss:
             gets all values of each side at once.
         same: What a pair must share: its ``shape``, its ``map`` (all but the channels, axis 1) or
             nothing but the ``batch``.
+        rank: What all values must have: 2 for logits, 4 for maps; None for any.
         alone: Whether the teacher's side may be empty.
         weight: The default weight of the term.
     """
@@ -77,6 +78,7 @@ class Loss:
     build: Builder
     values: Literal["pairs", "lists"] = "pairs"
     same: Literal["shape", "map", "batch"] = "shape"
+    rank: Literal[2, 4] | None = None
     alone: bool = False
     weight: float = 1.0
 
@@ -123,12 +125,14 @@ def from_mapping(entries: Mapping[str, object]) -> LossSpec:
         raise NotFoundError(
             f"loss {kind!r} is not one of {', '.join(LOSSES)}{near_misses(str(kind), LOSSES)}"
         )
-    settings: dict[str, Any] = {"weight": LOSSES[kind].weight}
+    settings: dict[str, Any] = {}
     allowed = options_of(kind)
     options: dict[str, object] = {}
     for key, value in rest.items():
         if key in FIELDS:
             field_name, adapter = FIELDS[key]
+            if field_name in settings:
+                raise UserError(f"loss {kind}: {field_name} is given twice")
             settings[field_name] = _checked(kind, key, adapter, value)
         elif key in allowed:
             options[key] = _checked(kind, key, allowed[key].adapter, value)
@@ -140,7 +144,14 @@ def from_mapping(entries: Mapping[str, object]) -> LossSpec:
                 f"loss {kind} has no option {key!r}{near_misses(key, known)}; it takes"
                 f" {', '.join([*allowed, 'weight', 'start', 'end', 'name'])}"
             )
-    return LossSpec(kind=kind, options=options, **settings)
+    settings.setdefault("weight", LOSSES[kind].weight)
+    spec = LossSpec(kind=kind, options=options, **settings)
+    if spec.end_epoch is not None and spec.end_epoch <= spec.start_epoch:
+        raise UserError(
+            f"loss {kind}: it ends at epoch {spec.end_epoch} and starts at {spec.start_epoch}; end"
+            f" is the first epoch without it"
+        )
+    return spec
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ def build(
     how = cast("str | None", options.pop("align", None))
     _check_count(spec, loss, len(student), len(teacher))
     for value in (*student, *teacher):
-        _check_float(spec, value)
+        _check_value(spec, value, loss.rank)
     ours, theirs = [scope.floats(v) for v in student], [scope.floats(v) for v in teacher]
     if loss.values == "lists":
         return loss.build(scope, ours, theirs, **options)
@@ -225,10 +236,13 @@ def _check_count(spec: LossSpec, loss: Loss, students: int, teachers: int) -> No
         )
 
 
-def _check_float(spec: LossSpec, value: ir.Value) -> None:
+def _check_value(spec: LossSpec, value: ir.Value, rank: int | None) -> None:
     if value.dtype is None or not value.dtype.is_floating_point():
         kind = "of unknown type" if value.dtype is None else value.dtype.name
         raise UserError(f"loss {spec.kind}: {value.name!r} is {kind}; a loss needs floats")
+    if rank is not None and len(dims(value)) != rank:
+        what = "logits [N, C]" if rank == 2 else "maps [N, C, H, W]"
+        raise UserError(f"loss {spec.kind} needs {what}, {value.name!r} is {value.shape}")
 
 
 def _check_shapes(
@@ -264,15 +278,15 @@ LOSSES: dict[str, Loss] = {
     "l2": Loss(l2),
     "smooth_l1": Loss(smooth_l1),
     "cosine": Loss(cosine),
-    "fsp": Loss(fsp, values="lists"),
-    "at": Loss(at, same="map"),
-    "cwd": Loss(cwd, same="map"),
+    "fsp": Loss(fsp, values="lists", rank=4),
+    "at": Loss(at, same="map", rank=4),
+    "cwd": Loss(cwd, same="map", rank=4),
     # logits
     "soft_label": Loss(soft_label),
     "kl": Loss(kl),
     "js": Loss(js),
     "dml": Loss(dml),
-    "dist": Loss(dist),
+    "dist": Loss(dist, rank=2),
     # logits, with ground truth
     "ce": Loss(ce, alone=True),
     "dkd": Loss(dkd),
@@ -282,12 +296,12 @@ LOSSES: dict[str, Loss] = {
     "rkd_distance": Loss(rkd_distance, same="batch"),
     "rkd_angle": Loss(rkd_angle, same="batch"),
     # with parameters of their own
-    "mgd": Loss(mgd, same="map"),
+    "mgd": Loss(mgd, same="map", rank=4),
     "pefd": Loss(pefd, same="batch"),
-    "overhaul": Loss(overhaul, same="map"),
-    "afd": Loss(afd, values="lists"),
+    "overhaul": Loss(overhaul, same="map", rank=4),
+    "afd": Loss(afd, values="lists", rank=4),
     # detection
-    "yolov3": Loss(yolov3, weight=1000.0),
+    "yolov3": Loss(yolov3, rank=4, weight=1000.0),
     # the user's own
     "custom": Loss(custom, values="lists", alone=True),
 }

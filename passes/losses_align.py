@@ -4,16 +4,21 @@ from typing import Annotated, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import AfterValidator
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes.scope import Array, Scope, static
 
-Align: TypeAlias = Annotated[
-    str, Field(pattern=r"^(conv|linear|pool|resize)(\+(conv|linear|pool|resize))?$")
-]
-"""One of `WAYS`, or two joined by ``+``: one for the channels, one for the map's size."""
+
+def _known_ways(text: str) -> str:
+    if not set(text.split("+")) <= WAYS.keys():
+        raise ValueError(f"it is one of {', '.join(WAYS)}, or two joined by +, as conv+pool")
+    return text
+
+
+Align: TypeAlias = Annotated[str, AfterValidator(_known_ways)]
+"""One of `WAYS`, or several joined by ``+``: one for the channels, one for the map's size."""
 
 
 def aligned(scope: Scope, student: ir.Value, teacher: ir.Value, how: str | None) -> ir.Value:

@@ -33,8 +33,7 @@ def yolov3(
         UserError: The channels are not anchors * (5 + classes).
     """
     for value in (student, teacher):
-        channels = dims(value)[1] if len(dims(value)) == 4 else None
-        if channels != anchors * (BOX + classes):
+        if dims(value)[1] != anchors * (BOX + classes):
             raise UserError(
                 f"loss yolov3: {value.name!r} is {value.shape}, not [N, A (5 + C), H, W] for"
                 f" {anchors} anchors and {classes} classes; pass anchors and classes"

@@ -127,9 +127,6 @@ def fsp(scope: Scope, students: Sequence[ir.Value], teachers: Sequence[ir.Value]
 
 
 def _flow(scope: Scope, x: ir.Value, y: ir.Value) -> ir.Value:
-    for value in (x, y):
-        if len(dims(value)) != 4:
-            raise UserError(f"loss fsp needs maps [N, C, H, W], {value.name!r} is {value.shape}")
     x, y = _max_pooled(scope, x, y), _max_pooled(scope, y, x)
     rows = [
         scope.op("Reshape", v, [0, static(v, 1, "fsp"), -1])  # 0 keeps the batch

@@ -165,8 +165,6 @@ def dist(
     Shapes: [N, C].
     Paper: Huang et al. 2022, Knowledge Distillation from a Stronger Teacher.
     """
-    if len(dims(student)) != 2:
-        raise UserError(f"loss dist needs logits [N, C], {student.name!r} is {student.shape}")
     pair = [scope.op("Softmax", x, axis=1) for x in (student, teacher)]
     terms = [
         scaled(scope, scope.op("Sub", 1.0, scope.mean(_pearson(scope, pair, axis))), factor)

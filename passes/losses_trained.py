@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field, PositiveInt
 
-from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes.losses_align import adaptive_pool, channels_like, convolution, linear
 from onnxslim_kd.passes.losses_features import normalised, similarity
@@ -32,8 +31,6 @@ def mgd(
     Shapes: [N, C, H, W] with equal maps.
     Paper: Yang et al. 2022, Masked Generative Distillation.
     """
-    if len(dims(teacher)) != 4:
-        raise UserError(f"loss mgd needs maps [N, C, H, W], {teacher.name!r} is {teacher.shape}")
     channels = static(teacher, 1, "loss mgd")
     assert teacher.shape is not None
     ours = channels_like(scope, student, teacher)
@@ -94,10 +91,6 @@ def overhaul(
     Shapes: [N, C, H, W] with equal maps, both taken before the ReLU.
     Paper: Heo et al. 2019, A Comprehensive Overhaul of Feature Distillation.
     """
-    if len(dims(teacher)) != 4:
-        raise UserError(
-            f"loss overhaul needs maps [N, C, H, W], {teacher.name!r} is {teacher.shape}"
-        )
     sizes = static(student, 1, "loss overhaul"), static(teacher, 1, "loss overhaul")
     ours = convolution(scope, student, "connector.conv", sizes, kernel=1)
     ours = scope.batch_norm(ours, "connector.bn")
@@ -136,9 +129,6 @@ def afd(
     documentation uses weight 50.
     Paper: Ji et al. 2021, Show, Attend and Distill.
     """
-    for value in (*students, *teachers):
-        if len(dims(value)) != 4:
-            raise UserError(f"loss afd needs maps [N, C, H, W], {value.name!r} is {value.shape}")
     weights = _attention(scope, students, teachers, qk_dim)
     pooled: dict[tuple[int, int], ir.Value] = {}
     terms = []
