@@ -159,7 +159,7 @@ def skd(
     multiplier: Positive | None = None,
     alpha: Annotated[float, Field(ge=0, le=1)] = 1.0,
 ) -> ir.Value:
-    """Return a T^2 mean CE(softmax(m ln(t) / T), m ln(s) / T) + (1 - a) CE(label, m ln(s)).
+    """Standardised logits: a T^2 CE(softmax(m ln(t) / T), m ln(s) / T) + (1-a) CE(y, m ln(s)).
 
     ln(z) = (z - mean) / sqrt(var + 1e-7) over the classes, m = ``multiplier``, by default the
     unbiased deviation of the teacher's logits, per sample. The defaults are PaddleSlim's ``skd``,

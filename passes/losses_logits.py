@@ -157,7 +157,7 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
 ) -> ir.Value:
-    """Return beta (1 - mean_n r(p_s, p_t)) + gamma (1 - mean_c r(columns)), p = softmax.
+    """Correlations: beta (1 - mean_n r(p_s, p_t)) + gamma (1 - mean_c r(columns)), p = softmax.
 
     r is Pearson's correlation over the classes of a sample, then over the samples of a class, with
     1e-8 added to the product of norms. A batch of one has no second correlation: it counts as 0.

@@ -22,7 +22,7 @@ def mgd(
     alpha_mgd: float = 1.756,
     lambda_mgd: Annotated[float, Field(ge=0, le=1)] = 0.15,
 ) -> ir.Value:
-    """Return alpha mean (g - t)^2, g = conv3x3(relu(conv3x3(mask align(s)))).
+    """Masked generation: alpha mean (g - t)^2, g = conv3x3(relu(conv3x3(mask align(s)))).
 
     align is a trained 1x1 convolution where channels differ. The mask is a graph input
     [N, Ct, 1, 1] that the trainer draws: whole channels, 0 with probability lambda. The paper masks
