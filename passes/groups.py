@@ -41,8 +41,8 @@ class Parameter:
     @property
     def aliases(self) -> tuple[str, ...]:
         """What a pattern is tried on: the name, the node's name, the module scopes."""
-        scopes = self.node.metadata_props.get(SCOPES, "")
-        return (self.name, self.node.name or "", *re.findall(r"'([^']+)'", scopes))
+        scopes = re.findall(r"'([^']*)'", self.node.metadata_props.get(SCOPES, ""))
+        return (self.name, self.node.name or "", *filter(None, scopes))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Every rule on a small model: the proof holds, the counts are right, a second look finds no more."""
+"""Every rule on a small model: the proof holds and the counts are right."""
 
 import numpy as np
 import pytest
