@@ -18,7 +18,7 @@ from onnxslim_kd.passes import dims
 WIDTH, HEIGHT, GAP, LANE = 210, 44, 18, 170
 """Of a box, between boxes of a lane, and between lanes, in pixels."""
 MARGIN, INPUTS, TOP = 60, 52, 120
-CHARACTERS = 35
+CHARACTERS = 33
 """Of the small print that fit into a box."""
 
 
@@ -220,7 +220,7 @@ def _shape_text(box: Box) -> str:
     shape = dims.read(box.nodes[-1].outputs[0])
     if shape is None:
         return ""
-    return "x".join("?" if d is None else str(d) for d in shape[1:])
+    return "x".join(str(d) if isinstance(d, int) else "?" for d in shape[1:])
 
 
 def _short(number: int) -> str:

@@ -5,7 +5,7 @@ dimensions at the same position equal; numbers win over symbols, the student's s
 the teacher's. What follows for the other values of both models is substituted everywhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import onnx_ir as ir
 
@@ -14,6 +14,8 @@ from onnxslim_kd.passes.rename import values_of
 
 Dim = int | str | None
 """None stands for an unknown dimension without a name."""
+LONG = 16
+"""Characters of a symbol above which it is a formula, and no help to a reader."""
 
 
 def read(value: ir.Value) -> list[Dim] | None:
@@ -29,7 +31,7 @@ def text(value: ir.Value) -> str:
     dims = read(value)
     if dims is None:
         return f"{dtype}[unknown rank]"
-    return f"{dtype}[{','.join('?' if d is None else str(d) for d in dims)}]"
+    return f"{dtype}[{','.join('?' if d is None or len(str(d)) > LONG else str(d) for d in dims)}]"
 
 
 class Agreement:
@@ -104,8 +106,3 @@ def map_symbols(model: ir.Model, change: Callable[[str], Dim]) -> None:
             dims = read(value)
             if dims is not None and any(isinstance(d, str) for d in dims):
                 value.shape = ir.Shape([change(d) if isinstance(d, str) else d for d in dims])
-
-
-def known_shape(dims: Sequence[Dim]) -> bool:
-    """Tell whether every dimension is a number."""
-    return all(isinstance(d, int) for d in dims)
