@@ -20,6 +20,7 @@ COMMANDS = {
     "merge": "Join student, teachers and distillation losses in one ONNX graph, with proof.",
     "draw": "Draw a graph, folded by module.",
     "train": "Fine-tune or distil a model, plain or merged.",
+    "infer-prune": "Reduce a model to what inference needs, with proof.",
     "calibrate": "Re-estimate BatchNormalization statistics from unlabelled data.",
     "eval": "Measure a model on labelled data.",
     "infer": "Classify images.",

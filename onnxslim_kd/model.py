@@ -471,8 +471,12 @@ def _write(model: ir.Model, path: Path, *, external_data: bool) -> None:
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL)
     else:
         with embedded(model):
-            data = ir.serde.serialize_model(model).SerializeToString()
-        path.write_bytes(data)
+            proto = ir.serde.serialize_model(model)
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        infos = [info for info in proto.graph.value_info if info.name not in weights]
+        del proto.graph.value_info[:]  # a weight says its shape itself
+        proto.graph.value_info.extend(infos)
+        path.write_bytes(proto.SerializeToString())
     for file in path.parent.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxslim_kd import model as model_io
@@ -123,7 +124,7 @@ def write_optimised(
 
     Args:
         source: A path or a model.
-        path: Where to; the format is ONNX, or that of ONNX Runtime's mobile builds for ``.ort``.
+        path: Where to.
         settings: More session configuration entries, by their names in ONNX Runtime.
 
     Raises:
@@ -134,14 +135,30 @@ def write_optimised(
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = os.fspath(path)
-    if Path(path).suffix == ".ort":
-        options.add_session_config_entry("session.save_model_format", "ORT")
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
         _open(ort, source, options, PROVIDERS["cpu"])
     except Exception as error:  # onnxruntime's own errors share no public base
         raise OperationError(f"ONNX Runtime refuses the model: {error}") from error
+
+
+def write_ort(source: str | os.PathLike[str] | ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write ``source`` in the format of ONNX Runtime's mobile builds.
+
+    Raises:
+        OperationError: The runtime refuses the model.
+    """
+    write_optimised(source, path, settings={"session.save_model_format": "ORT"})
+
+
+def float16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert a model to half precision with the converter that the runtime ships."""
+    _onnxruntime()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    converted: onnx.ModelProto = convert_float_to_float16(proto, keep_io_types=True)
+    return converted
 
 
 def _onnxruntime() -> Any:

@@ -16,6 +16,7 @@ from onnxslim_kd.errors import PassError
 from onnxslim_kd.model import SMALL, adopt, constant, load, weight_bytes, without_weights
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
+from onnxslim_kd.passes.simplify import merge_slices, unflatten_softmax
 
 GROWTH = 4096
 """Bytes by which constant folding may let the weights grow, where it removes nodes for them."""
@@ -28,7 +29,7 @@ def remove_dead(model: ir.Model) -> None:
 
 
 def remove_identities(model: ir.Model) -> None:
-    """Remove nodes that pass their input on: Identity, and Dropout outside of training.
+    """Remove nodes that pass their input on: Identity, idle Dropout, Flatten of a matrix.
 
     1. ``y = Identity(x)`` with y no output of a graph: uses of y become uses of x.
     2. y an output, x from the same graph and itself no output: x takes the name of y.
@@ -58,6 +59,10 @@ def _idle_dropout(node: ir.Node) -> bool:
     mask = node.outputs[1] if len(node.outputs) > 1 else None
     seen = mask is not None and (mask.uses() or mask.is_graph_output())
     return not seen and (training is None or (flag is not None and not flag.any()))
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and len(value.shape) == 2
 
 
 def fold_shapes(model: ir.Model) -> None:
@@ -149,6 +154,7 @@ def remove_notes(model: ir.Model) -> None:
 _PASS_ON: dict[str, Callable[[ir.Node], bool]] = {
     "Identity": lambda node: True,
     "Dropout": _idle_dropout,
+    "Flatten": lambda node: node.attributes.get_int("axis", 1) == 1 and _is_matrix(node.inputs[0]),
 }
 """Operators that pass their first input on, and when."""
 
@@ -164,8 +170,9 @@ STEPS = (
     Step("shape arithmetic", fold_shapes),  # leaves fewer branches for what follows
     Step("batch norm", fold),
     Step("scales", fold_scales),
+    Step("slices", merge_slices),
+    Step("softmax", unflatten_softmax),
     Step("constants and fusions", fold_and_fuse),
-    Step("batch norm", fold),
     Step("duplicates", share_equals),  # folding makes equal constants
     Step("identities", remove_identities),
     Step("dead code", remove_dead),

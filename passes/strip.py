@@ -89,8 +89,9 @@ def infer_prune(
         ProofError: The outputs differ, or nothing could be run.
     """
     start = load(model, normalise=False)
-    before, bytes_before = _operators(start), weight_bytes(start)
+    before = _operators(start)
     normalised(start)
+    bytes_before = weight_bytes(start)  # here also of what stood in Constant nodes
     inputs = _declare(start, keep, outputs)
     switched = to_inference(start)
     if activation is not None:
