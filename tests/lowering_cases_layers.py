@@ -59,6 +59,10 @@ RESIZE = [
             ("cubic", "reflection", 0),
         )
     ),
+    Case("y = Upsample(x, c)", {"x": _IMAGE, "c": np.float32([1, 1, 2, 3])}, opset=9),
+    Case(
+        'y = Upsample<mode="linear">(x, c)', {"x": _IMAGE, "c": np.float32([1, 1, 2, 3])}, opset=9
+    ),
     Case("y = AffineGrid(x, c)", {"x": f(2, 2, 3), "c": i(2, 3, 4, 5)}),
 ]
 
@@ -151,6 +155,10 @@ POOL = [
     Case("y = MaxPool<kernel_shape=[2,2]>(x)", {"x": ints(1, 2, 4, 4, dtype=np.int8)}),
     *(Case(f"y = {op}(x)", IMAGE) for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")),
     Case("y = GlobalLpPool<p=3>(x)", IMAGE),
+    Case(
+        "y = MaxRoiPool<pooled_shape=[2,3], spatial_scale=0.5>(x, c)",
+        {"x": f(2, 3, 8, 9), "c": np.float32([[0, 2, 1, 12, 13], [1, 0, 0, 5, 9]])},
+    ),
     Case(
         "a, k = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)"
         " y = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(a, k)",

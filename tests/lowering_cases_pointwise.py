@@ -114,6 +114,38 @@ QUANT = [
         {**X, "c0": n(0.02, np.float32), "c1": n(120, np.uint8)},
         grad=False,
     ),
+    *(
+        Case(
+            f"y = QLinearConv<pads=[1,1,1,1]>(x, c0, c1, c2, c3, c4, c5, c6{bias})",
+            {
+                "x": ints(1, 2, 4, 4, low=0, high=99, dtype=np.uint8),
+                "c0": n(0.1, np.float32),
+                "c1": n(30, np.uint8),
+                "c2": ints(3, 2, 3, 3, dtype=np.int8),
+                "c3": _SCALE,
+                "c4": np.zeros(3, np.int8),
+                "c5": n(0.4, np.float32),
+                "c6": n(90, np.uint8),
+                **({"c7": ints(3, low=-99, high=99, dtype=np.int32)} if bias else {}),
+            },
+            opset=17,
+        )
+        for bias in ("", ", c7")
+    ),
+    Case(
+        "y = QLinearMatMul(x, c0, c1, c2, c3, c4, c5, c6)",
+        {
+            "x": ints(2, 4, low=0, high=99, dtype=np.uint8),
+            "c0": n(0.1, np.float32),
+            "c1": n(30, np.uint8),
+            "c2": ints(4, 3, dtype=np.int8),
+            "c3": n(0.2, np.float32),
+            "c4": n(3, np.int8),
+            "c5": n(0.4, np.float32),
+            "c6": n(90, np.uint8),
+        },
+        opset=17,
+    ),
     Case("y, s, z = DynamicQuantizeLinear(x)", X, outputs=("y", "s", "z"), grad=False),
 ]
 

@@ -18,7 +18,7 @@ CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def _spatial_rank(node: OpNode, weight: int = 1) -> int:
+def _spatial_rank(node: OpNode, weight: int) -> int:
     kernel = node.ints("kernel_shape")
     rank = len(kernel) if kernel else (node.ranks[weight] or 0) - 2
     if rank not in CONV:
@@ -29,9 +29,9 @@ def _spatial_rank(node: OpNode, weight: int = 1) -> int:
 # ---------------------------------------------------------------------- convolutions
 
 
-def conv(node: OpNode) -> Kernel:
+def conv(node: OpNode, weight: int = 1) -> Kernel:
     """Convolve; only pads that torch cannot express are made explicit."""
-    rank = _spatial_rank(node)
+    rank = _spatial_rank(node, weight)
     kernel, group = CONV[rank], node.get("group", 1)
     attributes = window(node, node.ints("kernel_shape") or [0] * rank)
     strides, dilations = attributes.strides, attributes.dilations
@@ -49,7 +49,7 @@ def conv(node: OpNode) -> Kernel:
 
 def conv_transpose(node: OpNode) -> Kernel:
     """Convolve transposed: directly where torch can, else whole, cropped, then biased."""
-    rank = _spatial_rank(node)
+    rank = _spatial_rank(node, 1)
     kernel, group = CONV_TRANSPOSE[rank], node.get("group", 1)
     more = node.ints("output_padding") or [0] * rank
     wanted = node.ints("output_shape")

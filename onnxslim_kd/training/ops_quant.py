@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxslim_kd.training.opnode import Kernel, OpNode, torch_dtype
+from onnxslim_kd.training.ops_linear import conv
 
 RANGES: dict[int, tuple[int, int]] = {
     2: (0, 255),
@@ -55,11 +56,12 @@ def quantize(node: OpNode) -> Kernel:
     return run
 
 
-def _range(node: OpNode) -> tuple[int, int]:
+def _range(node: OpNode, index: int = 2) -> tuple[int, int]:
+    """Return the smallest and largest number of the type, which the zero point has."""
     code = node.get("output_dtype", 0)
     if not code:
-        zero = node.constants[2] if node.has(2) else None
-        if node.has(2) and zero is None:
+        zero = node.constants[index] if node.has(index) else None
+        if node.has(index) and zero is None:
             raise node.refuse("its zero point is computed")
         code = 2 if zero is None else CODES.get(zero.dtype, 0)
     if code not in RANGES:
@@ -104,8 +106,50 @@ def dynamic_quantize(node: OpNode) -> Kernel:
     return run
 
 
+# ------------------------------------------------- quantised layers, in one operator
+
+
+def _real(x: Tensor, scale: Tensor, zero: Tensor, axis: int) -> Tensor:
+    """Return the real numbers that a quantised tensor stands for."""
+    return (x.to(scale.dtype) - _spread(zero, x, axis, 0).to(scale.dtype)) * _spread(
+        scale, x, axis, 0
+    )
+
+
+def _quantised(y: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
+    return (rounded(y / scale) + zero.to(y.dtype)).clamp(*limits)
+
+
+def qlinear_conv(node: OpNode) -> Kernel:
+    """Convolve quantised tensors; the bias counts in units of both scales."""
+    convolve: Any = conv(node, weight=3)
+    limits = _range(node, 7)
+
+    def run(x: Tensor, xs: Tensor, xz: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
+        ws, wz, ys, yz = rest[:4]
+        bias = rest[4] * (xs * ws) if len(rest) > 4 else None
+        y = convolve(_real(x, xs, xz, 1), _real(w, ws, wz, 0), bias)
+        return _quantised(y, ys, yz, limits)
+
+    return run
+
+
+def qlinear_matmul(node: OpNode) -> Kernel:
+    """Multiply quantised matrices."""
+    limits = _range(node, 7)
+
+    def run(a: Tensor, as_: Tensor, az: Tensor, b: Tensor, *rest: Tensor) -> Tensor:
+        bs, bz, ys, yz = rest
+        y = torch.matmul(_real(a, as_, az, -2), _real(b, bs, bz, -1))
+        return _quantised(y, ys, yz, limits)
+
+    return run
+
+
 QUANT = {
     "DequantizeLinear": dequantize,
     "DynamicQuantizeLinear": dynamic_quantize,
+    "QLinearConv": qlinear_conv,
+    "QLinearMatMul": qlinear_matmul,
     "QuantizeLinear": quantize,
 }

@@ -7,6 +7,7 @@ the two-dimensional cases in which they compute the same.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -165,6 +166,14 @@ def resize(node: OpNode) -> Kernel:
     return lambda *inputs: plan(*inputs)
 
 
+def upsample(node: OpNode) -> Kernel:
+    """Resize by scales, as before there was Resize."""
+    old = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    plan = Resize(replace(node, attributes={**node.attributes, **old}))
+    plan.scales = node.numbers(1)
+    return lambda x, scales: plan(x, None, scales)
+
+
 def grid_sample(node: OpNode) -> Kernel:
     """Sample at given places."""
     mode = node.get("mode", "linear")
@@ -183,4 +192,9 @@ def affine_grid(node: OpNode) -> Kernel:
     return lambda theta, wanted: F.affine_grid(theta, size(wanted), align_corners=align)
 
 
-RESIZE = {"AffineGrid": affine_grid, "GridSample": grid_sample, "Resize": resize}
+RESIZE = {
+    "AffineGrid": affine_grid,
+    "GridSample": grid_sample,
+    "Resize": resize,
+    "Upsample": upsample,
+}
