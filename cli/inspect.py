@@ -9,6 +9,7 @@ from onnxslim_kd.cli import options
 
 if TYPE_CHECKING:
     from onnxslim_kd.passes.groups import Analysis, Parameter
+    from onnxslim_kd.values import Row
 
 
 @click.command()
@@ -123,9 +124,9 @@ def _values(models: tuple[Path, ...], *, as_json: bool) -> None:
     if as_json:
         options.print_json({"values": rows})
         return
-    columns = [title for m in models for title in (m.name, "shape")]
+    columns = [title for m in models for title in (m.name, "type")]
     options.print_table("Values", columns, rows)
 
 
-def _cells(row: Any) -> tuple[str, str]:
-    return (row.name, row.shape) if row is not None else ("", "")
+def _cells(row: "Row | None") -> tuple[str, str]:
+    return (row.name, row.type) if row is not None else ("", "")

@@ -1,4 +1,4 @@
-"""Random networks made of all rule families: the proof holds, nothing dies, nothing is forgotten."""
+"""Random networks made of all rule families: the proof holds and nothing is forgotten."""
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
