@@ -1,4 +1,4 @@
-"""Merges of real models: those that ship in packages, and real architectures with random weights."""
+"""Merges of real models: those that ship in packages, and real architectures untrained."""
 
 import warnings
 from pathlib import Path
@@ -9,17 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import roles
-from onnxslim_kd.model import load, save
+from onnxslim_kd.model import load, raise_opset, save
 from onnxslim_kd.passes.adapters import Adapter
 from onnxslim_kd.passes.batch import free_batch
 from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.passes.suggest import suggest
 from onnxslim_kd.runtime import Session, random_feeds
-from onnxslim_kd.shapes import choose_inputs
 from onnxslim_kd.verify_merge import verify_merge
 
 pytestmark = pytest.mark.real
-SMALL = ({"image": (1, 3, 64, 64)}, {"image": (2, 3, 64, 64)})
 
 
 def merged_and_proven(student, teacher, losses, shapes=(), **options):
@@ -168,8 +166,6 @@ def test_a_teacher_of_other_opset_batch_and_layout(zoo):
 
 def channels_last(model):
     """The model behind a Transpose, fixed to one sample, at opset 20."""
-    from onnxslim_kd.model import raise_opset
-
     raise_opset(model, 20)
     (image,) = model.graph.inputs
     outside = ir.val("pixels", dtype=ir.DataType.FLOAT, shape=[1, 224, 224, 3])
