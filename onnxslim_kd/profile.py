@@ -22,7 +22,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
 
 Source = str | os.PathLike[str] | ir.Model
-ROUNDS, RUNS = 5, 5
+ROUNDS, RUNS = 5, 3
 """Every round runs each model that often; a round before these warms up."""
 _KERNEL, _BLOCKED = "_kernel_time", "_nchwc"
 _FUSED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
