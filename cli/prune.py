@@ -12,6 +12,7 @@ from onnxslim_kd.errors import UserError
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.passes.prune import Choice
+    from onnxslim_kd.passes.targets import Quantity, Target
     from onnxslim_kd.plans import Plan
 
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 @click.option("--ratios", help="A ratio per parameter: name=0.2,name2=0.4.")
 @click.option("--pruned-params", help="Names, separated by commas (with --pruned-ratios).")
 @click.option("--pruned-ratios", help="Their ratios, separated by commas.")
+@click.option("--target-macs", type=float, help="Remove this share of the MACs instead.")
+@click.option("--target-params", type=float, help="Remove this share of the parameters.")
+@click.option("--target-size", type=float, help="Remove this share of the weights' bytes.")
+@click.option(
+    "--allocation",
+    type=click.Choice(["uniform", "global"]),
+    default="uniform",
+    show_default=True,
+    help="The same share of every group, or one threshold over all scores.",
+)
 @click.option("--ignore", help="Regular expression of what must stay.")
 @click.option(
     "--criterion",
@@ -118,7 +129,19 @@ def _choice(given: dict[str, Any]) -> "Choice | Plan":
         criterion=given["criterion"],
         group_score=given["group_score"],
         amount=Amount(given["round_to"] or 0, given["selector"]),
+        target=_target(given),
+        allocation=given["allocation"],
     )
+
+
+def _target(given: dict[str, Any]) -> "Target | None":
+    from onnxslim_kd.passes.targets import Target
+
+    quantities: tuple[Quantity, ...] = ("macs", "params", "size")
+    asked = [(q, given[f"target_{q}"]) for q in quantities if given[f"target_{q}"] is not None]
+    if len(asked) > 1:
+        raise UserError(f"give one target, not {' and '.join(f'--target-{q}' for q, _ in asked)}")
+    return Target(*asked[0]) if asked else None
 
 
 def _ratios(given: dict[str, Any]) -> dict[str, float] | None:

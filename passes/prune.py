@@ -11,7 +11,7 @@ After:  ``Conv(W[32, 3, 3, 3]) -> BatchNormalization(32) -> Conv(W[128, 32, 3, 3
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -32,6 +32,7 @@ from onnxslim_kd.passes.ratios import (
     candidates,
     machine_block,
 )
+from onnxslim_kd.passes.targets import Allocation, Found, Target, allocator, search
 from onnxslim_kd.plans import Group, Member, Options, Plan, Refusal
 
 PLAN_KEY = "onnxslim_kd.pruned"
@@ -52,6 +53,9 @@ class Choice:
     criterion: str = "l1"
     group_score: GroupScore = "first"
     amount: Amount = field(default_factory=lambda: Amount(round_to=0))
+    target: Target | None = None
+    """Instead of a ratio: find the strength that removes this share of MACs, ..."""
+    allocation: Allocation = "uniform"
 
     def __post_init__(self) -> None:
         if self.criterion not in IMPORTANCES:
@@ -88,8 +92,27 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
     """
     ranked, refused, notes = rank(analysis, choice)
     amount = resolved(choice.amount)
-    removed = mark(analysis, [amount.removed(c, c.ratio) for c in ranked])
+    if choice.target is None:
+        allocate = allocator(choice.allocation, ranked, amount)
+        same = choice.allocation == "global"
+        gone = allocate(choice.ratio) if same else [amount.removed(c, c.ratio) for c in ranked]
+        removed = mark(analysis, gone)
+    else:
+        found = search(analysis, allocator(choice.allocation, ranked, amount), choice.target)
+        ranked = [replace(c, ratio=found.strength) for c in ranked]
+        removed = found.removed
+        notes.append(_searched(choice.target, found))
     return describe(analysis, ranked, removed, choice.criterion, refused=refused, notes=notes)
+
+
+def _searched(target: Target, found: Found) -> str:
+    text = f"strength {found.strength:g} removes {found.share:.1%} of the {target.quantity}"
+    if found.reached:
+        return text
+    return (
+        f"{text}; {target.share:.1%} was asked for and cannot be reached: what was chosen holds"
+        f" too little of it, or comes in too coarse blocks (see what was left alone)"
+    )
 
 
 def resolved(amount: Amount) -> Amount:

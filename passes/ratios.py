@@ -55,14 +55,18 @@ class Amount:
 
     def removed(self, candidate: Candidate, ratio: float) -> Ids:
         """Return the components of ``candidate`` that go for ``ratio``."""
-        gone: list[Ids] = []
-        for block in candidate.blocks:
-            if self.selector == "energy":
-                count = _below_threshold(candidate.scores[block], ratio)
-            else:
-                count = round(len(block) * ratio)  # half to even, as the tutorials
-            count = self._rounded(len(block), count, candidate.width)
-            gone.append(candidate.units[block[:count]])
+        if self.selector == "energy":
+            counts = [_below_threshold(candidate.scores[b], ratio) for b in candidate.blocks]
+        else:
+            counts = [round(len(b) * ratio) for b in candidate.blocks]  # half to even
+        return self.weakest(candidate, counts)
+
+    def weakest(self, candidate: Candidate, counts: Sequence[int]) -> Ids:
+        """Return the components of the ``counts`` weakest units of every block, rounded."""
+        gone = [
+            candidate.units[block[: self._rounded(len(block), count, candidate.width)]]
+            for block, count in zip(candidate.blocks, counts, strict=True)
+        ]
         return np.concatenate(gone)
 
     def _rounded(self, size: int, count: int, width: int) -> int:

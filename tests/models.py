@@ -413,13 +413,15 @@ MODELS: dict[str, Case] = {
     ),
     "slice": between(
         "s = Constant<value_ints=[0]>() m = Constant<value_ints=[5]>()"
-        " e = Constant<value_ints=[99]>() k = Constant<value_ints=[1]>() a = Slice(h, s, m, k) b = Slice(h, m, e, k)"
+        " e = Constant<value_ints=[99]>() k = Constant<value_ints=[1]>()"
+        " a = Slice(h, s, m, k) b = Slice(h, m, e, k)"
         " t = Concat<axis=1>(b, a)",
     ),
     "slice-steps": between(
         "s = Constant<value_ints=[0]>() o = Constant<value_ints=[1]>()"
-        " e = Constant<value_ints=[99]>() k = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>()"
-        " a = Slice(h, s, e, k, two) b = Slice(h, o, e, k, two) t = Concat<axis=1>(a, b)",
+        " e = Constant<value_ints=[99]>() k = Constant<value_ints=[1]>()"
+        " two = Constant<value_ints=[2]>() a = Slice(h, s, e, k, two)"
+        " b = Slice(h, o, e, k, two) t = Concat<axis=1>(a, b)",
     ),
     "gather-channels": between(
         "i = Constant<value_ints=[7,0,2,-3,4,5,1,6]>() t = Gather<axis=1>(h, i)"

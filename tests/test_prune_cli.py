@@ -159,8 +159,8 @@ def test_inspect(model: Path) -> None:
     assert {row["parameter"] for row in listed["list"]} == {"w1", "w2", "w3"}
     story = run("inspect", model, "--explain", "w2").stdout
     assert "w2 (axis 0) must stay: graph output y" in story
-    assert re.search(r"^h +float32\[N,8,8,8\]", run("inspect", model, "--values").stdout, re.M)
-    assert run("inspect", model, model, "--values").stdout.count("float32[N,4,8,8]") == 2
+    assert re.search(r"^h +float\[N,8,8,8\]", run("inspect", model, "--values").stdout, re.M)
+    assert run("inspect", model, model, "--values").stdout.count("float[N,4,8,8]") == 2
 
 
 def test_patterns_try_nodes_and_scopes(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Search for the strength that removes a given share of MACs, parameters or bytes.
+
+The tutorials' semantics: a target of 0.5 removes half of the *MACs*; one common strength is found
+by bisection, starting at 0.5, and a share within 0.01 of the target is good enough.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxslim_kd.cost import is_weight
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes.channels import Ids
+from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.ratios import Amount, Candidate
+
+Quantity = Literal["macs", "params", "size"]
+Allocation = Literal["uniform", "global"]
+CLOSE = 1e-2
+"""How near to the target is near enough, as a share (PaddleSlim's UniformPruneStrategy)."""
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class Target:
+    """Remove this share of a quantity.
+
+    Raises:
+        UserError: The share is not in (0, 1).
+    """
+
+    quantity: Quantity
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UserError(
+                f"--target-{self.quantity}: the share to remove must be in (0, 1),"
+                f" got {self.share:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with."""
+
+    strength: float
+    """The common ratio, or for a global threshold the share of all units below it."""
+    removed: Ids
+    """A mask over components."""
+    share: float
+    """The share of the quantity that goes."""
+    reached: bool
+
+
+Allocator = Callable[[float], list[Ids]]
+"""From a strength in [0, 1) to the components that go, per group."""
+
+
+def allocator(kind: Allocation, ranked: Sequence[Candidate], amount: Amount) -> Allocator:
+    """Return how a strength is spread over the groups.
+
+    Args:
+        kind: ``uniform``: the same share of every group; ``global``: one threshold over the
+            scores of all groups, each divided by the mean of its group.
+        ranked: The groups.
+        amount: How a share becomes a number of channels.
+    """
+    if kind == "uniform":
+        return lambda strength: [amount.removed(c, strength) for c in ranked]
+    scores = [_normalised(c) for c in ranked]
+    everything = np.sort(np.concatenate(scores)) if scores else np.empty(0)
+
+    def below(strength: float) -> list[Ids]:
+        index = min(int(strength * len(everything)), len(everything) - 1)
+        threshold = everything[index] if len(everything) else 0.0
+        return [
+            amount.weakest(c, [int((s[b] < threshold).sum()) for b in c.blocks])
+            for c, s in zip(ranked, scores, strict=True)
+        ]
+
+    return below
+
+
+def _normalised(candidate: Candidate) -> Ids:
+    mean = float(np.abs(candidate.scores).mean())
+    return np.asarray(candidate.scores / mean if mean else candidate.scores)
+
+
+def search(analysis: Analysis, allocate: Allocator, target: Target) -> Found:
+    """Bisect the strength until the share that goes is the target.
+
+    Never runs without end: what cannot be reached (everything asked for is cut to the floor, or
+    the groups are too coarse) ends with the nearest that can.
+    """
+    whole = measure(analysis, None, target.quantity)
+    low, high, strength = 0.0, 1.0, 0.5
+    best: Found | None = None
+    for _ in range(STEPS):
+        removed = np.zeros(analysis.components.count, bool)
+        for labels in allocate(strength):
+            removed[labels] = True
+        share = 1 - measure(analysis, removed, target.quantity) / whole if whole else 0.0
+        found = Found(strength, removed, share, abs(share - target.share) < CLOSE)
+        if best is None or abs(share - target.share) < abs(best.share - target.share):
+            best = found
+        if found.reached:
+            break
+        low, high = (strength, high) if share < target.share else (low, strength)
+        strength = (low + high) / 2
+    assert best is not None
+    return best
+
+
+def measure(analysis: Analysis, removed: Ids | None, quantity: Quantity) -> int:
+    """Return MACs, parameters or bytes after the components in ``removed`` are gone."""
+    if quantity == "macs":
+        return analysis.macs(removed)
+    changed = {} if removed is None else analysis.new_shapes(removed)
+    total = 0
+    for value in analysis.model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and (quantity == "size" or is_weight(tensor)):
+            size = int(np.prod(changed.get(value, tuple(tensor.shape.numpy()))))
+            total += size * (tensor.dtype.bitwidth // 8 if quantity == "size" else 1)
+    return total

@@ -1,0 +1,62 @@
+"""Searching for a share of MACs, parameters or bytes."""
+
+import pytest
+
+from onnxslim_kd import Amount, Choice, api
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes.targets import Target
+from tests.models import Case, build
+
+DEEP = Case(
+    "a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w2) d = Relu(c)"
+    " e = Conv<pads=[1,1,1,1]>(d, w3) f = Relu(e) y = Conv(f, w4)",
+    "float[64,3,3,3] w1, float[64,64,3,3] w2, float[64,64,3,3] w3, float[4,64,1,1] w4",
+)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("quantity", ["macs", "params", "size"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_the_share_is_reached(quantity: str, share: float, allocation: str) -> None:
+    choice = Choice(
+        pattern=".*",
+        target=Target(quantity, share),  # type: ignore[arg-type]
+        allocation=allocation,  # type: ignore[arg-type]
+        amount=Amount(round_to=1),
+    )
+    result = api.prune(build(DEEP), choice, verify=False)
+    key = {"macs": "macs", "params": "parameters", "size": "bytes"}[quantity]
+    gone = 1 - getattr(result.after, key) / getattr(result.before, key)
+    assert gone == pytest.approx(share, abs=0.015)
+
+
+def test_an_unreachable_share_ends_with_the_nearest() -> None:
+    choice = Choice(pattern="w1", target=Target("macs", 0.9), amount=Amount(round_to=1))
+    plan = api.plan(build(DEEP), choice)
+    (group,) = plan.groups
+    assert group.removed == group.units - 1
+    assert "90.0% was asked for and cannot be reached" in plan.notes[0]
+
+
+def test_rounding_keeps_whole_blocks_of_channels() -> None:
+    choice = Choice(pattern=".*", ratio=0.4, amount=Amount(round_to=16))
+    widths = {m.after for g in api.plan(build(DEEP), choice).groups for m in g.members if m.kept}
+    assert widths == {32}  # 38.4 wanted; 32 and 48 are the multiples beside it
+
+
+def test_global_spares_the_groups_that_matter() -> None:
+    model = build(DEEP)
+    weight = model.graph.initializers["w2"]
+    array = weight.const_value.numpy().copy()
+    array[:32] *= 1e-3  # half of the filters of w2 hardly count
+    weight.const_value = type(weight.const_value)(array, name="w2")
+    choice = Choice(pattern=".*", ratio=0.15, allocation="global", amount=Amount(round_to=1))
+    removed = {g.asked_by[0]: g.removed for g in api.plan(model, choice).groups}
+    assert removed["w2"] > removed["w1"]
+    assert removed["w2"] > removed["w3"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+def test_a_share_outside_of_its_range(share: float) -> None:
+    with pytest.raises(UserError, match=r"must be in \(0, 1\)"):
+        Target("macs", share)
