@@ -121,12 +121,12 @@ def _curve(name: str, points: Sequence[Point], x: Axis, y: Axis, style: str) -> 
 def distributions(models: Sequence[tuple[str, Sequence[float]]], unit: str = "ms") -> Markup:
     """Draw one histogram per model over a common axis, with its median marked.
 
-    The axis ends at the 99th percentile, or one hiccup would squeeze all the rest into a line.
+    The axis ends at the 95th percentile, or a few hiccups would squeeze all the rest into a line.
     """
     kept = [(name, np.asarray(values)) for name, values in models if len(values)]
     if not kept:
         return Markup("")
-    ends = [float(end) for _, values in kept for end in np.percentile(values, [0, 99])]
+    ends = [float(end) for _, values in kept for end in np.percentile(values, [0, 95])]
     x = _axis(ends, 10, WIDTH - 10)
     height = ROW * len(kept) + 36
     body = [
