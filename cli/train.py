@@ -53,6 +53,7 @@ SHOWN = 8
 @click.option("--mutual/--no-mutual", default=None, help="The teacher trains as well.")
 @click.option("--teacher-runtime", type=click.Choice(["auto", "ort", "torch"]))
 @click.option("--cache-teacher/--no-cache-teacher", default=None)
+@click.option("--prune-schedule", metavar="RE=RATIO@EPOCHS", help="As in conv.*=0.5@0,2,4.")
 @click.option("--log", type=FILE, help="A file of JSON lines.")
 @click.option("--tensorboard", type=FILE)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
@@ -62,6 +63,7 @@ def train(
     output: Path,
     config: Path | None,
     overrides: tuple[str, ...],
+    prune_schedule: str | None,
     force: bool,
     as_json: bool,
     **settings: Any,
@@ -69,6 +71,7 @@ def train(
     """Fine-tune or distil MODEL, plain or merged; the names stay, the weights get better."""
     from onnxslim_kd import model as model_io
     from onnxslim_kd.training import config as configs
+    from onnxslim_kd.training import shrink
     from onnxslim_kd.training.engine import train as run
     from onnxslim_kd.training.journal import journal
 
@@ -78,6 +81,8 @@ def train(
             configs.put(
                 held, key.replace("__", "."), list(value) if isinstance(value, tuple) else value
             )
+    if prune_schedule is not None:
+        held["cuts"] = shrink.parse(prune_schedule)
     chosen = configs.parse(held)
     model_io.check_writable(output, overwrite=force)
     loaded = model_io.load(model)

@@ -9,7 +9,7 @@ import torch
 from onnxslim_kd import model as model_io
 from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.training import bn, checkpoint, optim
+from onnxslim_kd.training import bn, optim
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Loader, check_labels
 from onnxslim_kd.training.datasets import open_source
@@ -25,6 +25,7 @@ from onnxslim_kd.training.selection import (
     select,
     teacher_prefixes,
 )
+from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.sync_bn import synchronise
 from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
 from onnxslim_kd.training.transforms import Preprocess
@@ -73,7 +74,7 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
         val_loader=val_loader,
         teacher=teacher,
         optimizer=optim.build(lowered.parameters_by_name, config),
-        fingerprint=checkpoint.fingerprint(model),
+        sparsity=_sparsity(model, lowered, config),
     )
 
 
@@ -130,6 +131,12 @@ def _teacher(parts: Split, config: TrainConfig, world: World, samples: int) -> T
             )
         cache = Cache(samples, config.cache_mib * 2**20)
     return Teacher(parts, engine=engine, device=world.device, cache=cache)
+
+
+def _sparsity(model: ir.Model, lowered: Lowered, config: TrainConfig) -> GroupSparsity | None:
+    if config.sparsity is None:
+        return None
+    return GroupSparsity(model, lowered.parameters_by_name, config.sparsity)
 
 
 def _inventory(selection: Selection, lowered: Lowered, teacher: Teacher | None) -> dict[str, Any]:

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from onnxslim_kd.errors import OperationError
+from onnxslim_kd.passes import prune
+from onnxslim_kd.plans import Plan
 from onnxslim_kd.training import checkpoint as checkpoints
-from onnxslim_kd.training import optim
+from onnxslim_kd.training import optim, shrink
 from onnxslim_kd.training.assemble import assemble
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Batch
@@ -49,10 +51,10 @@ class Outcome:
 
 
 def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event: None) -> Outcome:
-    """Train ``model`` in place.
+    """Train ``model``.
 
     Args:
-        model: A loaded model, plain or merged.
+        model: A loaded model, plain or merged; it is changed.
         config: All settings.
         listen: Called with every event, in the leading process only.
 
@@ -68,7 +70,7 @@ def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event:
         run.resume()
         finished = run.fit(interrupted)
         run.finish()
-        return Outcome(model, run.history, finished, world.leads)
+        return Outcome(run.plant.model, run.history, finished, world.leads)
 
 
 @contextmanager
@@ -108,13 +110,19 @@ class Run:
     """Steps done in the epoch that is not."""
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float | None = None
+    plans: list[Plan] = field(default_factory=list)
+    """The cuts made so far."""
     _fresh: bool = True
+
+    def __post_init__(self) -> None:
+        self.graph = checkpoints.fingerprint(self.plant.model)
 
     # ------------------------------------------------------------------------- loop
 
     def fit(self, interrupted: threading.Event) -> bool:
         """Train to the end; False where Ctrl-C came before it."""
         while self.epoch < self.config.epochs:
+            self._shrink()
             started, seen = time.perf_counter(), 0
             self.plant.lowered.train()
             for batch in self.plant.loader.train(self.epoch, self.step):
@@ -129,6 +137,23 @@ class Run:
                     self._save()
             self._end_epoch(time.perf_counter() - started)
         return True
+
+    def _shrink(self) -> None:
+        """Make the cuts that are due before this epoch; momentum and averages are cut along."""
+        for cut in shrink.due(self.config.cuts, self.epoch, len(self.plans)):
+            with self.plant.averaged():
+                self.plant.lowered.write_back(self.plant.model)
+            plan = shrink.decide(self.plant.model, cut)
+            self._replant(plan, self.plant.state())
+
+    def _replant(self, plan: Plan, state: Mapping[str, Tensor] | None = None) -> None:
+        """Go on with the model that ``plan`` makes of the present one."""
+        old = self.plant.model
+        settings = self.config.model_copy(update={"init_from": None})
+        self.plant = assemble(prune.cut(old, plan), settings, self.world, self.listen)
+        if state is not None:
+            self.plant.restore(shrink.sliced(old, state, plan), optimizer=True)
+        self.plans.append(plan)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         plant, number = self.plant, self._number()
@@ -226,12 +251,13 @@ class Run:
             moment = checkpoints.Checkpoint(
                 self.epoch,
                 self.step,
-                self.plant.fingerprint,
+                self.graph,
                 self.plant.state(),
                 {
                     "optimizer": self.config.optimizer.name,
                     "best": self.best,
                     "history": self.history,
+                    "plans": [plan.model_dump(mode="json") for plan in self.plans],
                     "scaler": self.plant.scaler.state_dict(),
                 },
             )
@@ -256,9 +282,11 @@ class Run:
         """
         if self.config.checkpoint is None:
             return
-        held = checkpoints.newest(self.config.checkpoint, self.plant.fingerprint)
+        held = checkpoints.newest(self.config.checkpoint, self.graph)
         if held is None:
             return
+        for plan in held.notes["plans"]:
+            self._replant(Plan.model_validate(plan))
         same = held.notes["optimizer"] == self.config.optimizer.name
         self.plant.restore(held.tensors, optimizer=same)
         self.epoch, self.step = held.epoch, held.step

@@ -21,6 +21,7 @@ from onnxslim_kd.training.distributed import World
 from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import Lowered
 from onnxslim_kd.training.objective import Mix, Objective
+from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.teacher import Teacher, extract
 from onnxslim_kd.training.weights import statistics_of
 
@@ -51,7 +52,7 @@ class Plant:
     val_loader: Loader | None
     teacher: Teacher | None
     optimizer: torch.optim.Optimizer
-    fingerprint: str
+    sparsity: GroupSparsity | None = None
     ema: optim.Ema | None = field(init=False, default=None)
     scaler: Any = field(init=False)
 
@@ -104,6 +105,8 @@ class Plant:
         parameters = list(self.lowered.parameters_by_name.values())
         self.world.average(parameter.grad for parameter in parameters)
         self.scaler.unscale_(self.optimizer)
+        if self.sparsity is not None:
+            self.sparsity.apply()
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         self.scaler.step(self.optimizer)
