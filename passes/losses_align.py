@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes.scope import Array, Scope, static
+from onnxslim_kd.passes.scope import Scope, static
 
 
 def _known_ways(text: str) -> str:
@@ -110,21 +110,23 @@ def adaptive_pool(scope: Scope, x: ir.Value, sizes: list[int]) -> ir.Value:
     return x
 
 
-def _pool_axis(scope: Scope, x: ir.Value, axis: int, cells: Array) -> ir.Value:
-    order = list(range(len(dims(x))))
-    order[axis], order[-1] = order[-1], order[axis]
-    moved = x if axis == order[axis] else scope.op("Transpose", x, perm=order)
-    pooled = scope.op("MatMul", moved, cells)
-    return pooled if axis == order[axis] else scope.op("Transpose", pooled, perm=order)
+def _pool_axis(scope: Scope, x: ir.Value, axis: int, cells: list[range]) -> ir.Value:
+    """Average ``cells`` of positions along ``axis``: gather, weigh, add.
+
+    A matrix would do, but would look like a weight to train.
+    """
+    longest = max(map(len, cells))
+    places = np.array([[cell[i % len(cell)] for i in range(longest)] for cell in cells])
+    gathered = scope.op("Gather", x, places, axis=axis)
+    if len(set(map(len, cells))) == 1:
+        return scope.mean(gathered, [axis + 1])
+    shares = np.array([[(i < len(cell)) / len(cell) for i in range(longest)] for cell in cells])
+    shares = shares.astype(np.float32).reshape(*shares.shape, *[1] * (len(dims(x)) - axis - 1))
+    return scope.sum(scope.op("Mul", gathered, shares), [axis + 1])
 
 
-def _cells(have: int, want: int) -> Array:
-    """Return [have, want]: column i averages the positions of cell i."""
-    cells = np.zeros((have, want), np.float32)
-    for i in range(want):
-        start, end = i * have // want, -(-(i + 1) * have // want)
-        cells[start:end, i] = 1 / (end - start)
-    return cells
+def _cells(have: int, want: int) -> list[range]:
+    return [range(i * have // want, -(-(i + 1) * have // want)) for i in range(want)]
 
 
 def resize_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:

@@ -78,6 +78,11 @@ def _slice(x, start, end, axis):
     return x[tuple(index)]
 
 
+def _gather(x, index, axis):
+    found = x.index_select(axis, index.flatten())
+    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
 def _resize(x, _roi, _scales, sizes, mode):
     assert mode == "linear"
     return F.interpolate(x, sizes[2:].tolist(), mode="bilinear", align_corners=False)
@@ -102,7 +107,7 @@ OPS = {
     "Exp": torch.exp,
     "EyeLike": lambda x: torch.eye(len(x), dtype=x.dtype),
     "Flatten": lambda x, axis: x.flatten(axis),
-    "Gather": lambda x, i, axis: x.select(axis, int(i)),
+    "Gather": _gather,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
     "Greater": torch.gt,
     "Less": torch.lt,
