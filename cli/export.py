@@ -53,7 +53,8 @@ def export(
     from onnxslim_kd import model as model_io
 
     model_io.check_writable(output, overwrite=force)
-    from onnxslim_kd.zoo.export import Input, export
+    from onnxslim_kd.zoo.export import export
+    from onnxslim_kd.zoo.inputs import Input
 
     wanted = {name: Input.parse(text) for name, text in map(_pair, inputs)}
     model = export(

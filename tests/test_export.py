@@ -13,10 +13,14 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.cli.export import export as command
 from onnxslim_kd.errors import NotFoundError, OperationError, UserError
 from onnxslim_kd.runtime import Session
-from onnxslim_kd.zoo.export import KEY, Input, export
+from onnxslim_kd.zoo import ZOO
+from onnxslim_kd.zoo.blocks import onnx_names
+from onnxslim_kd.zoo.export import KEY, export
+from onnxslim_kd.zoo.inputs import Input
+from onnxslim_kd.zoo.small import digits_cnn
 
 HERE = "test_export"
-SMALL = {"image": (1, 3, 32, 32)}
+SMALL = {"image": (1, 1, 8, 8)}
 
 
 @pytest.fixture(autouse=True)
@@ -75,29 +79,52 @@ def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
 
 
 def test_batchnorm_stays_live_and_names_survive() -> None:
-    model = export("resnet18", inputs=SMALL)
+    model = export("resnet20", inputs={"image": (1, 1, 28, 28)}, arguments={"channels": 1})
     norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
     assert len(norms) == 21
     assert all(node.attributes["training_mode"].as_int() == 0 for node in norms)
     assert {node.op_type for node in model.graph} == {
-        *("Conv", "BatchNormalization", "Relu", "MaxPool", "Add"),
+        *("Conv", "BatchNormalization", "Relu", "Add"),
         *("GlobalAveragePool", "Flatten", "Gemm"),
     }
-    names = set(model.graph.initializers)
-    assert {"res2a_branch2a_weights", "bn2a_branch2a_scale", "bn5b_branch2b_variance"} <= names
+    names = list(model.graph.initializers)
+    assert names[:2] == ["conv1_weights", "bn_conv1_scale"]
+    assert names[-2:] == ["fc_0.w_0", "fc_0.b_0"]
+    assert {"res2a_branch2a_weights", "bn3a_branch1_variance"} <= set(names)
     assert not [name for name in names if "::" in name or name.endswith("num_batches_tracked")]
-    assert list(model.graph.inputs[0].shape) == ["batch", 3, 32, 32]
-    assert list(model.graph.outputs[0].shape) == ["batch", 1000]
+    assert list(model.graph.inputs[0].shape) == ["batch", 1, 28, 28]
+    assert list(model.graph.outputs[0].shape) == ["batch", 10]
     assert '"seed": 0' in model.metadata_props[KEY]
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_every_architecture_exports(name) -> None:
+    channels, height, width = ZOO[name].shape[1:]
+    size = (1, channels, min(height, 64), min(width, 64))
+    model = export(name, inputs={"image": size})
+    assert tuple(value.name for value in model.graph.outputs) == ZOO[name].outputs
+    assert all(value.shape[0] == "batch" for value in model.graph.outputs)
+    norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
+    convs = [node for node in model.graph if node.op_type == "Conv"]
+    assert len(norms) > 0.8 * len(convs)
+
+
+def test_observed_sizes_name_the_axes() -> None:
+    inputs = {"image": Input((1, 3, 32, 32), dynamic=(0, 2, 3))}
+    model = export("deeplabv3p_mobilenet_v2", inputs=inputs, arguments={"scale": 0.25})
+    assert list(model.graph.outputs[0].shape) == ["batch", 19, "logits_2", "logits_3"]
+    image = np.zeros((3, 3, 48, 80), np.float32)
+    assert Session(model).run({"image": image})["logits"].shape == (3, 19, 48, 80)
+
+
 def test_same_seed_same_model() -> None:
     first, again, other = (
-        weights_of(export("resnet18", inputs=SMALL, seed=seed)) for seed in (1, 1, 2)
+        weights_of(export("digits_cnn", inputs=SMALL, seed=seed)) for seed in (1, 1, 2)
     )
     assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert not np.array_equal(first["conv1_weights"], other["conv1_weights"])
+    assert not np.array_equal(first["conv2_weights"], other["conv2_weights"])
 
 
 def test_own_module_with_tied_and_equal_weights_and_a_dict_of_outputs() -> None:
@@ -141,9 +168,15 @@ def test_parse_input_refuses(text) -> None:
     ("spec", "options", "kind", "text"),
     [
         ("resnet81", {}, NotFoundError, "no architecture of the zoo; near misses: resnet18"),
-        ("resnet18", {"opset": 11}, UserError, "opset 11 is not one of 17 to 20"),
-        ("resnet18", {"arguments": {"klasses": 3}}, UserError, "unexpected keyword argument"),
-        ("resnet18", {"inputs": {"x": Input((1, 3), "floaty")}}, UserError, "no torch dtype"),
+        ("digits_cnn", {"opset": 11}, UserError, "opset 11 is not one of 17 to 20"),
+        ("digits_cnn", {"arguments": {"klasses": 3}}, UserError, "unexpected keyword argument"),
+        (
+            f"{HERE}:twins",
+            {"inputs": {"ids": Input((1, 3), "floaty"), "scale": (1, 1, 4)}},
+            UserError,
+            "'floaty' is no type that torch and NumPy share; try float32 or int64",
+        ),
+        ("digits_cnn", {"inputs": {"a": (1, 1), "b": (1, 1)}}, UserError, "has one input, not 2"),
         (f"{HERE}:twins", {}, UserError, "name its inputs, for example --input image="),
         (f"{HERE}:no_module", {}, UserError, "returns a int, not a torch module"),
         (f"{HERE}:raises", {}, OperationError, "raises fails: RuntimeError: boom"),
@@ -163,7 +196,7 @@ def test_refusals(spec, options, kind, text) -> None:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])
 def test_weights_by_either_name(tmp_path, suffix) -> None:
-    other = export("resnet18", inputs=SMALL, seed=5)
+    other = export("digits_cnn", inputs=SMALL, seed=5)
     arrays = weights_of(other)
     path = tmp_path / f"weights.{suffix}"
     tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
@@ -172,11 +205,11 @@ def test_weights_by_either_name(tmp_path, suffix) -> None:
     elif suffix == "npz":
         np.savez(path, **arrays)
     else:
-        torch.manual_seed(5)
-        from onnxslim_kd.zoo.resnet import resnet18
-
-        torch.save(resnet18().state_dict(), path)
-    loaded = weights_of(export("resnet18", inputs=SMALL, weights=path))
+        net = digits_cnn()
+        torch_names = {name: torch_name for torch_name, name in onnx_names(net).items()}
+        state = {torch_names[name]: tensor for name, tensor in tensors.items()}
+        torch.save(state, path)
+    loaded = weights_of(export("digits_cnn", inputs=SMALL, weights=path))
     assert loaded.keys() == arrays.keys()
     assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
 
@@ -186,9 +219,12 @@ def test_weights_by_either_name(tmp_path, suffix) -> None:
     [
         (None, "no such file"),
         (b"nonsense", "no weights file"),
-        ({"fc_0.w_9": np.zeros(1)}, "the module has no 'fc_0.w_9'; near misses: fc_0.w_0"),
-        ({"fc_0.w_0": np.zeros((2, 2))}, "fc_0.w_0 has shape [2, 2], the module's has [512, 1000]"),
-        ({"fc_0.b_0": np.zeros(1000)}, "parameters are not in it, the first is 'conv1_weights'"),
+        ({"fc4_weight9": np.zeros(1)}, "the module has no 'fc4_weight9'; near misses: fc4_weights"),
+        (
+            {"fc4_weights": np.zeros((2, 2))},
+            "fc4_weights has shape [2, 2], the module's has [128, 10]",
+        ),
+        ({"fc4_offset": np.zeros(10)}, "parameters are not in it, the first is 'conv1_weights'"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, content, text) -> None:
@@ -198,20 +234,20 @@ def test_weights_that_do_not_fit(tmp_path, content, text) -> None:
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(UserError, match=re.escape(text)):
-        export("resnet18", inputs=SMALL, weights=path)
+        export("digits_cnn", inputs=SMALL, weights=path)
 
 
 def test_a_pickle_is_never_run(tmp_path) -> None:
     path = tmp_path / "weights.pt"
-    torch.save({"fc_0.w_0": Input((1,))}, path)
+    torch.save({"fc4_weights": Input((1,))}, path)
     with pytest.raises(UserError, match="no weights file"):
-        export("resnet18", inputs=SMALL, weights=path)
+        export("digits_cnn", inputs=SMALL, weights=path)
 
 
 def test_command(tmp_path) -> None:
     path = tmp_path / "model.onnx"
-    arguments = ["mobilenet_v1", "-o", str(path), "--input", "image=1x3x32x32"]
-    arguments += ["--arg", "classes=4", "--arg", "scale=0.25"]
+    arguments = ["mobilenet_small", "-o", str(path)]
+    arguments += ["--arg", "classes=4", "--arg", "width=8"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "outputs equal to torch's" in result.output

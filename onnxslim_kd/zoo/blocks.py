@@ -26,7 +26,7 @@ class ConvBN(nn.Sequential):
     """Convolution, BatchNormalization and, if given, an activation.
 
     Args:
-        names: What the five tensors are called in the ONNX file.
+        names: What the five tensors are called in the ONNX file; None for torch's names.
         c_in: Input channels.
         c_out: Output channels.
         kernel: The kernel's side; the padding keeps the size.
@@ -36,7 +36,7 @@ class ConvBN(nn.Sequential):
 
     def __init__(
         self,
-        names: Names,
+        names: Names | None,
         c_in: int,
         c_out: int,
         kernel: int,
@@ -50,7 +50,7 @@ class ConvBN(nn.Sequential):
         if act is not None:
             self.act = act
         torch_names = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
-        self.onnx_names = dict(zip(torch_names, names, strict=True))
+        self.onnx_names = dict(zip(torch_names, names or torch_names, strict=True))
 
 
 class Linear(nn.Module):
@@ -85,17 +85,14 @@ def onnx_names(net: nn.Module) -> dict[str, str]:
     """Return what the entries of the net's state dict are called in the ONNX file."""
     names = {name: name for name in net.state_dict()}
     for path, module in net.named_modules():
-        own = getattr(module, "onnx_names", {})
-        names |= {f"{path}.{name}" if path else name: own[name] for name in own}
+        for name, own in getattr(module, "onnx_names", {}).items():
+            if name != own:
+                names[f"{path}.{name}" if path else name] = own
     return names
 
 
-def initialise(net: nn.Module, *, channels: int = 3, size: int = 64) -> nn.Module:
-    """Fill the weights so that activations are of order one, from torch's generator.
-
-    Convolutions get He's initialisation, BatchNormalization the statistics of noise images: an
-    untrained net in inference mode then tells a right pruning from a wrong one.
-    """
+def initialise(net: nn.Module) -> nn.Module:
+    """Give the convolutions He's initialisation, from torch's generator."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -103,11 +100,24 @@ def initialise(net: nn.Module, *, channels: int = 3, size: int = 64) -> nn.Modul
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Linear):
             nn.init.normal_(module.weight, std=module.weight.shape[0] ** -0.5)
+    return net.eval()
+
+
+def calibrate(net: nn.Module, channels: int, height: int, width: int) -> None:
+    """Give every BatchNormalization the statistics of noise images of this size.
+
+    Activations are then of order one, and an untrained net in inference mode tells a right
+    pruning from a wrong one. Tiny variances (of a pooled image, of a channel that is nearly dead)
+    are no scale to divide by.
+    """
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # a plain average
+        norm.momentum = 1.0
+    batch = max(2, 2**15 // (height * width))  # small images are few samples for deep layers
     with torch.no_grad():
-        net.train()(torch.randn(4, channels, size, size))
+        net.train()(torch.randn(batch, channels, height, width))
     for norm in norms:
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=0.1)
         norm.momentum = 0.1
-    return net.eval()
+    net.eval()

@@ -8,75 +8,29 @@ layers whose scales are all 1 today need not stay equal.
 
 import inspect
 import json
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.jit._trace import TracerWarning
-from torch.utils import _pytree as pytree
 
 from onnxslim_kd import model as model_io
 from onnxslim_kd import plugins
 from onnxslim_kd.errors import NotFoundError, OperationError, UserError, near_misses
-from onnxslim_kd.runtime import Session
 from onnxslim_kd.zoo import ZOO
-from onnxslim_kd.zoo.blocks import onnx_names
+from onnxslim_kd.zoo.blocks import calibrate, onnx_names
+from onnxslim_kd.zoo.check import check_outputs
+from onnxslim_kd.zoo.inputs import Input, arguments_of, axis_name, in_order
 from onnxslim_kd.zoo.weights import load_weights
 
 OPSETS = range(17, 21)
 """Those that the TorchScript exporter writes and `model.load` would not have to raise."""
 KEY = "onnxslim_kd.export"
-TOLERANCE = 1e-4
-"""Between torch and ONNX Runtime, relative to the largest output."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One input: its shape while exporting, and which axes may have any size afterwards."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    dynamic: tuple[int, ...] = (0,)
-
-    @classmethod
-    def parse(cls, text: str) -> "Input":
-        """Read ``1x3x224x224`` or ``1x77:int64``.
-
-        The first axis is dynamic; ``1?x3x224?x224?`` marks others, ``1!x3x224x224`` fixes all.
-
-        Raises:
-            UserError: The text has another form.
-        """
-        sizes, _, dtype = text.partition(":")
-        found = [re.fullmatch(r"([1-9]\d*)([?!]?)", size) for size in sizes.split("x")]
-        dims = [match.groups() for match in found if match is not None]
-        if len(dims) < len(found):
-            raise UserError(f"{text!r} is no shape; write it like 1x3x224x224 or 1x77:int64")
-        dynamic = tuple(axis for axis, (_, mark) in enumerate(dims) if mark == "?")
-        if not any(mark for _, mark in dims):
-            dynamic = (0,)
-        return cls(tuple(int(size) for size, _ in dims), dtype or "float32", dynamic)
-
-    def tensor(self, *, grow: bool = False) -> Tensor:
-        """Make noise of this shape, or of one that differs along the dynamic axes."""
-        dtype = getattr(torch, self.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise UserError(f"{self.dtype!r} is no torch dtype; try float32 or int64")
-        shape = list(self.shape)
-        for axis in self.dynamic if grow else ():
-            shape[axis] = shape[axis] + 1 if axis == 0 else shape[axis] * 2
-        if dtype.is_floating_point:
-            return torch.randn(shape).to(dtype)
-        return torch.randint(0, 2, shape).to(dtype)
 
 
 def export(
@@ -114,8 +68,11 @@ def export(
         wanted = _inputs(spec, inputs)
         if weights is not None:
             load_weights(module, weights)
+        elif spec in ZOO:
+            (image,) = wanted.values()
+            calibrate(module, *image.shape[1:])
         model = _export(spec, module, wanted, opset)
-        _check_outputs(spec, module, model, wanted)
+        check_outputs(spec, module, model, wanted)
     shapes = {name: list(value.shape) for name, value in wanted.items()}
     model.metadata_props[KEY] = json.dumps({"spec": spec, "inputs": shapes, "seed": seed})
     return model
@@ -144,7 +101,7 @@ def build(spec: str, arguments: Mapping[str, object]) -> nn.Module:
         raise OperationError(f"{spec} fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} returns a {type(module).__name__}, not a torch module")
-    return module.eval()
+    return module.cpu().eval()
 
 
 def _inputs(spec: str, inputs: Mapping[str, Input | Sequence[int]] | None) -> dict[str, Input]:
@@ -152,6 +109,8 @@ def _inputs(spec: str, inputs: Mapping[str, Input | Sequence[int]] | None) -> di
         if spec not in ZOO:
             raise UserError(f"{spec}: name its inputs, for example --input image=1x3x224x224")
         return {"image": Input(ZOO[spec].shape)}
+    if spec in ZOO and len(inputs) != 1:
+        raise UserError(f"{spec} has one input, not {len(inputs)}: {', '.join(inputs)}")
     return {
         name: value if isinstance(value, Input) else Input(tuple(value))
         for name, value in inputs.items()
@@ -162,9 +121,9 @@ def _inputs(spec: str, inputs: Mapping[str, Input | Sequence[int]] | None) -> di
 
 
 def _export(spec: str, module: nn.Module, inputs: Mapping[str, Input], opset: int) -> ir.Model:
-    names = _in_order(module, inputs)
-    args, kwargs = _call(module, {name: inputs[name].tensor() for name in names})
-    axes = {name: {axis: _axis_name(name, axis) for axis in inputs[name].dynamic} for name in names}
+    names = in_order(module, inputs)
+    args, kwargs = arguments_of(module, {name: inputs[name].tensor() for name in names})
+    axes = {name: {axis: axis_name(name, axis) for axis in inputs[name].dynamic} for name in names}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
@@ -192,26 +151,6 @@ def _export(spec: str, module: nn.Module, inputs: Mapping[str, Input], opset: in
     return _cleaned(spec, module, model)
 
 
-def _in_order(module: nn.Module, inputs: Mapping[str, Input]) -> list[str]:
-    """Order the inputs as ``forward`` does: the exporter names them by position."""
-    known = list(inspect.signature(module.forward).parameters)
-    if all(name in known for name in inputs):
-        return sorted(inputs, key=known.index)
-    return list(inputs)
-
-
-def _call(
-    module: nn.Module, tensors: dict[str, Tensor]
-) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Return the arguments, by name where ``forward`` knows all names."""
-    known = inspect.signature(module.forward).parameters
-    return ((), tensors) if all(n in known for n in tensors) else (tuple(tensors.values()), {})
-
-
-def _axis_name(name: str, axis: int) -> str:
-    return "batch" if axis == 0 else f"{name}_{axis}"
-
-
 def _cleaned(spec: str, module: nn.Module, model: ir.Model) -> ir.Model:
     _unshare(module, model.graph)
     _rename(module, model.graph)
@@ -236,61 +175,26 @@ def _unshare(module: nn.Module, graph: ir.Graph) -> None:
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Identity" else None
         name = node.outputs[0].name
-        if source is None or source.const_value is None or name not in state:
+        if source is None or source.const_value is None or source.name not in state:
             continue
-        assert source.name is not None
-        own = source
-        if state[source.name].data_ptr() != state[name].data_ptr():
-            own = model_io.new_initializer(graph, f"{name}.own", state[name].detach().numpy())
+        if name not in state:
+            continue
+        tied = state[source.name].data_ptr() == state[name].data_ptr()
+        numbers = source.const_value.numpy()
+        own = source if tied else model_io.new_initializer(graph, f"{name}.own", numbers)
         node.outputs[0].replace_all_uses_with(own)
         graph.remove(node, safe=True)
-        own.name = name if own is not source else own.name
+        if not tied:
+            own.name = name
 
 
 def _rename(module: nn.Module, graph: ir.Graph) -> None:
+    """Give the weights their ONNX names, and the order they have in the module."""
+    held = dict(graph.initializers)
+    order = {name: held.pop(name) for name in module.state_dict() if name in held} | held
+    graph.initializers.clear()
+    for value in order.values():
+        graph.initializers.add(value)
     for torch_name, name in onnx_names(module).items():
         if torch_name in graph.initializers:
             graph.initializers[torch_name].name = name
-
-
-# ------------------------------------------------------------------------------ check
-
-
-def _check_outputs(
-    spec: str, module: nn.Module, model: ir.Model, inputs: Mapping[str, Input]
-) -> None:
-    """Compare with torch at the shapes exported and, if axes are dynamic, at others."""
-    session = Session(model)
-    for grow in (False, True) if any(value.dynamic for value in inputs.values()) else (False,):
-        tensors = {name: inputs[name].tensor(grow=grow) for name in _in_order(module, inputs)}
-        shapes = ", ".join(f"{name}={'x'.join(map(str, t.shape))}" for name, t in tensors.items())
-        advice = "; export with fixed sizes, as in 1!x3x224x224" if grow else ""
-        expected = _run_torch(module, tensors, f"{spec} at {shapes}", advice)
-        try:
-            got = session.run({v.name: tensors[v.name].numpy() for v in session.inputs})
-        except OperationError as error:
-            raise OperationError(f"{spec} at {shapes}: {error}{advice}") from error
-        for (name, array), wanted in zip(got.items(), expected, strict=True):
-            if array.shape != wanted.shape or not _close(array, wanted):
-                raise OperationError(
-                    f"{spec} at {shapes}: output {name} differs from torch's{advice}"
-                )
-
-
-def _run_torch(
-    module: nn.Module, tensors: dict[str, Tensor], what: str, advice: str
-) -> list[np.ndarray[Any, Any]]:
-    args, kwargs = _call(module, tensors)
-    try:
-        with torch.no_grad():
-            result = module(*args, **kwargs)
-    except Exception as error:  # the user's forward may raise anything
-        raise OperationError(f"{what}: torch fails: {error}{advice}") from error
-    return [leaf.numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-def _close(got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
-    if wanted.dtype.kind != "f":
-        return bool(np.array_equal(got, wanted))
-    scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
-    return bool(np.allclose(got, wanted, rtol=0, atol=TOLERANCE * scale))

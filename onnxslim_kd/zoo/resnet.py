@@ -64,21 +64,30 @@ def block(name: str, c_in: int, width: int, stride: int, expansion: int) -> Resi
 
     The very first basic block has a projection although the shapes agree: so do the tutorials'.
     """
-    a, b, c = (names(f"{name}_branch2{letter}") for letter in "abc")
     c_out = width * expansion
-    if expansion == 1:
-        branch = nn.Sequential(
-            ConvBN(a, c_in, width, 3, nn.ReLU(), stride=stride), ConvBN(b, width, width, 3)
-        )
-    else:
-        branch = nn.Sequential(
-            ConvBN(a, c_in, width, 1, nn.ReLU()),
-            ConvBN(b, width, width, 3, nn.ReLU(), stride=stride),
-            ConvBN(c, width, c_out, 1),
-        )
+    basic = expansion == 1
+    branch = (basic_branch if basic else bottleneck)(name, c_in, width, stride)
     project = c_in != c_out or stride != 1 or name == "res2a"
     shortcut = ConvBN(names(f"{name}_branch1"), c_in, c_out, 1, stride=stride) if project else None
     return Residual(branch, shortcut)
+
+
+def basic_branch(name: str, c_in: int, width: int, stride: int) -> nn.Sequential:
+    """Build two 3 x 3 convolutions."""
+    a, b = (names(f"{name}_branch2{letter}") for letter in "ab")
+    return nn.Sequential(
+        ConvBN(a, c_in, width, 3, nn.ReLU(), stride=stride), ConvBN(b, width, width, 3)
+    )
+
+
+def bottleneck(name: str, c_in: int, width: int, stride: int) -> nn.Sequential:
+    """Build a 3 x 3 convolution between two 1 x 1 ones; the last is four times as wide."""
+    a, b, c = (names(f"{name}_branch2{letter}") for letter in "abc")
+    return nn.Sequential(
+        ConvBN(a, c_in, width, 1, nn.ReLU()),
+        ConvBN(b, width, width, 3, nn.ReLU(), stride=stride),
+        ConvBN(c, width, 4 * width, 1),
+    )
 
 
 def names(name: str) -> Names:
