@@ -13,7 +13,15 @@ from onnx_ir.passes import common
 
 from onnxslim_kd import runtime
 from onnxslim_kd.errors import PassError
-from onnxslim_kd.model import SMALL, adopt, constant, load, weight_bytes, without_weights
+from onnxslim_kd.model import (
+    SMALL,
+    adopt,
+    constant,
+    infer_shapes,
+    load,
+    weight_bytes,
+    without_weights,
+)
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
 from onnxslim_kd.passes.simplify import merge_slices, unflatten_softmax
@@ -120,13 +128,17 @@ def _optimised(model: ir.Model, limit: int) -> ir.Model:
         runtime.write_optimised(source, target, settings={_LIMIT: str(limit)})
         adopt(done, load(target, normalise=False))
     common.NameFixPass()(done)
+    infer_shapes(done)  # the runtime writes none
     return done
 
 
 def _is_layer_weight(value: ir.Value) -> bool:
-    """Whether nothing but a layer reads ``value``: then there is nothing to fold."""
-    uses = value.uses()
-    return bool(uses) and all(user.op_type in _LAYERS and index > 0 for user, index in uses)
+    """Whether only layers read ``value``, together with something computed: nothing to fold."""
+    users = value.consumers()
+    return bool(users) and all(
+        user.op_type in _LAYERS and any(constant(other) is None for other in user.inputs if other)
+        for user in users
+    )
 
 
 def share_equals(model: ir.Model) -> None:
@@ -158,7 +170,7 @@ _PASS_ON: dict[str, Callable[[ir.Node], bool]] = {
 }
 """Operators that pass their first input on, and when."""
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
+_LAYERS = ("Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
 """Operators that read weights as they are; `fold` has done what could be done to them."""
 
 _FROM_SHAPES = ("Shape", "Size", "If")
@@ -167,12 +179,12 @@ _FROM_SHAPES = ("Shape", "Size", "If")
 STEPS = (
     Step("dead code", remove_dead),  # first: what is not needed must not block a fusion
     Step("identities", remove_identities),  # they stand between layers that could be fused
+    Step("softmax", unflatten_softmax),  # before its Shape nodes are folded
     Step("shape arithmetic", fold_shapes),  # leaves fewer branches for what follows
-    Step("batch norm", fold),
+    Step("constants and fusions", fold_and_fuse),
+    Step("batch norm", fold),  # its parameters are constants now
     Step("scales", fold_scales),
     Step("slices", merge_slices),
-    Step("softmax", unflatten_softmax),
-    Step("constants and fusions", fold_and_fuse),
     Step("duplicates", share_equals),  # folding makes equal constants
     Step("identities", remove_identities),
     Step("dead code", remove_dead),

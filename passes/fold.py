@@ -5,7 +5,7 @@ When nothing else sees the value between them, and all parameters are constants:
     1. Conv | ConvTranspose | Gemm (x, W, b) -> BN   becomes  the layer (x, W', b')
     2. MatMul(x, W) [-> Add b] -> BN                 becomes  MatMul(x, W') -> Add b'
     3. BN -> Conv(., W, b) that pads nothing         becomes  Conv(x, W', b')
-    4. the layers of 1 -> Mul | Add of a number for each channel: as 1
+    4. the layers of 1, or BN -> Mul | Add of a number for each channel: as 1
 
 Exact in real numbers, computed in float64. With padding, rule 3 would be wrong at the border, where
 the convolution sees zeros and not what BatchNormalization makes of zeros.
@@ -55,14 +55,13 @@ def _fold_scale(node: ir.Node) -> bool:
 
 def _per_channel(operator: str, number: Array | None, layer: ir.Node) -> "_Affine | None":
     """What an Add or Mul of ``number`` does to the channels (axis 1) of a layer's output."""
-    weight = constant(layer.inputs[1])
-    if number is None or weight is None or number.ndim > weight.ndim:
+    weight, output = constant(layer.inputs[1]), layer.outputs[0]
+    if number is None or weight is None or not has_rank(output):
         return None
-    channels = weight.shape[_WITH_BIAS[layer.op_type](layer)]
-    if layer.op_type == "ConvTranspose":
-        channels *= layer.attributes.get_int("group", 1)
-    shape = (1,) * (weight.ndim - number.ndim) + number.shape
-    if shape[1] not in (1, channels) or number.size != shape[1]:
+    rank = len(dims(output))
+    channels = _WITH_BIAS[layer.op_type](layer, weight)
+    shape = (1,) * (rank - number.ndim) + number.shape
+    if rank < 2 or number.ndim > rank or number.size != shape[1] or shape[1] not in (1, channels):
         return None
     each = np.broadcast_to(number.reshape(-1).astype(np.float64), channels)
     if operator == "Add":
@@ -193,6 +192,18 @@ def _behind_gemm(node: ir.Node, affine: _Affine) -> bool:
     return True
 
 
+def _behind_norm(node: ir.Node, affine: _Affine) -> bool:
+    """Scale and bias take it up, whether or not the statistics are constant."""
+    parameters = _parameters(node)
+    training = node.attributes.get_int("training_mode", 0)
+    if parameters is None or parameters[1] is None or training:
+        return False
+    gamma, beta = parameters[0], parameters[1]
+    _set(node, 1, gamma * affine.scale, gamma)
+    _set(node, 2, beta * affine.scale + affine.shift, gamma)
+    return True
+
+
 def _behind_matmul(node: ir.Node, affine: _Affine) -> bool:
     weight = _matrix(node)
     graph, after = node.graph, node.outputs[0]
@@ -273,12 +284,14 @@ _BEHIND: dict[str, Callable[[ir.Node, _Affine], bool]] = {
     "Gemm": _behind_gemm,
     "MatMul": _behind_matmul,
     "Add": _behind_matmul_add,
+    "BatchNormalization": _behind_norm,
 }
 """Layers that take up the BatchNormalization behind them."""
 
-_WITH_BIAS: dict[str, Callable[[ir.Node], int]] = {
-    "Conv": lambda node: 0,
-    "ConvTranspose": lambda node: 1,
-    "Gemm": lambda node: 0 if node.attributes.get_int("transB", 0) else 1,
+_WITH_BIAS: dict[str, Callable[[ir.Node, Array], int]] = {
+    "Conv": lambda node, weight: weight.shape[0],
+    "ConvTranspose": lambda node, weight: weight.shape[1] * node.attributes.get_int("group", 1),
+    "Gemm": lambda node, weight: weight.shape[0 if node.attributes.get_int("transB", 0) else 1],
+    "BatchNormalization": lambda node, weight: weight.shape[0],
 }
-"""Layers with a bias of their own, and the axis of their weight that counts output channels."""
+"""Layers with a bias of their own, and how many output channels they have."""

@@ -1,0 +1,134 @@
+import onnx_ir as ir
+import pytest
+
+from onnxslim_kd import model
+from onnxslim_kd.compare import outputs_differ
+from onnxslim_kd.passes.cleanup import STEPS, fold_and_fuse, remove_identities, share_equals
+from onnxslim_kd.passes.gate import size
+from onnxslim_kd.passes.simplify import merge_slices, unflatten_softmax
+
+HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
+IDENTITIES = {
+    "in the middle": ("float[N,4] x", "a = Neg(x) b = Identity(a) y = Relu(b)", 1),
+    "before the output": ("float[N,4] x", "a = Neg(x) y = Identity(a)", 1),
+    "of an input": ("float[N,4] x", "y = Identity(x)", 0),
+    "of an output": ("float[N,4] x", "y = Neg(x) z = Identity(y)", 0),
+    "dropout": ("float[N,4] x", "a = Neg(x) b = Dropout(a) y = Relu(b)", 1),
+    "dropout in training": (
+        "float[N,4] x",
+        "r = Constant <value_float = 0.5> () t = Constant <value = bool {1}> ()"
+        " a = Dropout(x, r, t) y = Relu(a)",
+        0,
+    ),
+    "flatten of a matrix": ("float[N,4] x", "a = Flatten(x) y = Relu(a)", 1),
+    "flatten of an image": ("float[N,4,2,2] x", "a = Flatten(x) y = Relu(a)", 0),
+}
+OUTER_VALUE = """g (float[N,4] x, bool on) => (float[N,4] y) {
+  a = Neg(x)
+  y = If(on) <
+    then_branch = t () => (float[N,4] p) { p = Identity(a) },
+    else_branch = e () => (float[N,4] q) {
+      b = Abs(a)
+      q = If(on) <
+        then_branch = tt () => (float[N,4] r) { r = Identity(b) },
+        else_branch = ee () => (float[N,4] s) { c = Identity(b) s = Relu(c) }
+      >
+    }
+  >
+}"""
+SLICES = """g (float[N,6,8] x) => (float[N,P,Q] y)
+<int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] big = {{9999}}> {{
+  a = Slice(x, one, big, {first})
+  y = Slice(a, two, big, {second})
+}}"""
+
+
+def load(body: str, opset: int = 17) -> ir.Model:
+    return model.load(ir.from_onnx_text(HEADER.format(opset=opset) + body))
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_identities(name: str) -> None:
+    inputs, body, removed = IDENTITIES[name]
+    outputs = "y, float[N,4] z" if "z =" in body else "y"
+    kind = "float" if "z =" in body else f"float[{', '.join('ABCD'[: inputs.count(',') + 1])}]"
+    before = load(
+        f"g ({inputs}) => ({kind} {outputs}) {{ {body} }}".replace("float y", "float[N,4] y")
+    )
+    after = before.clone()
+    remove_identities(after)
+    assert size(before) - size(after) == removed
+    assert [v.name for v in after.graph.outputs] == [v.name for v in before.graph.outputs]
+    if "training" not in name:
+        assert outputs_differ(before, after) is None
+
+
+def test_identity_of_an_outer_value_in_nested_branches_stays() -> None:
+    before = load(OUTER_VALUE)
+    after = before.clone()
+    remove_identities(after)
+    assert size(before) - size(after) == 1
+    assert outputs_differ(before, after) is None
+
+
+def test_slices_on_different_axes_are_one() -> None:
+    before = load(SLICES.format(first="one", second="two"))
+    after = before.clone()
+    assert merge_slices(after) == 1
+    assert size(after) == 1
+    assert outputs_differ(before, after) is None
+
+
+def test_slices_on_one_axis_stay() -> None:
+    assert merge_slices(load(SLICES.format(first="one", second="one"))) == 0
+
+
+@pytest.mark.parametrize(("shape", "found"), [("N,5,1,1", 1), ("N,5,2,1", 0)])
+def test_converted_softmax_is_one_node_where_it_is_one(shape: str, found: int) -> None:
+    body = f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Softmax <axis = 1> (x) }}"
+    before = load(body, opset=11)
+    assert size(before) == 4
+    after = before.clone()
+    assert unflatten_softmax(after) == found
+    assert outputs_differ(before, after) is None
+
+
+def test_equal_weights_are_held_once() -> None:
+    weight = "{" + ", ".join(["0.5"] * 300) + "}"
+    before = load(
+        f"g (float[N,300] x) => (float[N,300] y)"
+        f"<float[300] u = {weight}, float[300] v = {weight}> {{ a = Mul(x, u) y = Div(a, v) }}"
+    )
+    share_equals(before)
+    assert len(before.graph.initializers) == 1
+
+
+def test_folding_does_not_blow_up_the_file() -> None:
+    before = load(
+        "g (float[N,1000,1000] x) => (float[N,1000,1000] y)"
+        "<int64[2] shape = {1000, 1000}> { a = ConstantOfShape <value = float[1] {2.0}> (shape)"
+        " y = Mul(x, a) }"
+    )
+    fold_and_fuse(before)
+    assert model.weight_bytes(before) < 1000
+
+
+def test_no_operator_outside_of_onnx_is_written() -> None:
+    gelu = (
+        "g (float[N,8] x) => (float[N,8] y) <float r = {1.4142135}, float one = {1.0},"
+        " float half = {0.5}> { a = Div(x, r) b = Erf(a) c = Add(b, one) d = Mul(x, c)"
+        " y = Mul(d, half) }"
+    )
+    done = load(gelu)
+    fold_and_fuse(done)
+    assert {node.domain for node in done.graph} == {""}
+
+
+def test_a_second_round_changes_nothing() -> None:
+    done = load(OUTER_VALUE)
+    for step in STEPS:
+        step.apply(done)
+    before = size(done)
+    for step in STEPS:
+        step.apply(done)
+    assert size(done) == before
