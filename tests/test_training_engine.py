@@ -219,3 +219,68 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_bf16_and_compile_options_reach_the_step():
+    outcome, _ = fit(classifier(8), epochs=4, amp="bf16")
+    assert outcome.history[-1]["top1"] > 50
+
+
+def test_layout_and_clipping_change_little():
+    (a, _), (b, _) = fit(classifier()), fit(classifier(), channels_last=False)
+    for name, value in numbers(a.model).items():
+        assert np.allclose(value, numbers(b.model)[name], atol=1e-4), name
+    still = {"clip_norm": 1e-6, "optimizer": {"lr": 0.1, "weight_decay": 0}}
+    clipped, _ = fit(classifier(), **still)
+    start, end = numbers(classifier())["fc_weights"], numbers(clipped.model)["fc_weights"]
+    assert np.allclose(start, end, atol=1e-4)
+
+
+def test_groups_have_their_own_settings():
+    groups = [{"match": "fc", "lr_factor": 0.0}, {"match": "conv", "weight_decay": 0.0}]
+    model = classifier()
+    before = numbers(model)
+    fit(model, groups=groups, epochs=1)
+    after = numbers(model)
+    assert np.array_equal(before["fc_weights"], after["fc_weights"])
+    assert not np.array_equal(before["conv1_weights"], after["conv1_weights"])
+
+
+def test_weight_decay_leaves_norms_and_biases_alone_unless_told():
+    decayed = {}
+    for name, decay in (("spared", {}), ("all", {"decay_vectors": True})):
+        model = classifier()
+        settings = {"lr": 0.1, "weight_decay": 0.5, "no_decay": ["fc_w"], **decay}
+        labels = {"loss": f"{__name__}:nothing_to_learn"}
+        fit(model, epochs=1, optimizer=settings, labels=labels)
+        decayed[name] = numbers(model)
+    start = numbers(classifier())
+    assert np.array_equal(decayed["spared"]["bn1_scale"], start["bn1_scale"])
+    assert decayed["all"]["bn1_scale"].sum() < start["bn1_scale"].sum()
+    assert np.array_equal(decayed["all"]["fc_weights"], start["fc_weights"])
+    size = np.abs(decayed["spared"]["conv1_weights"]).sum()
+    assert size < np.abs(start["conv1_weights"]).sum()
+
+
+def nothing_to_learn(outputs, entries):
+    return next(iter(outputs.values())).sum() * 0
+
+
+def test_a_loss_and_a_metric_of_the_users():
+    settings = {"labels": {"loss": f"{__name__}:own_loss"}, "metric": f"{__name__}:own_metric"}
+    outcome, _ = fit(classifier(8), epochs=4, **settings)
+    assert outcome.history[-1]["right"] > 0.4
+
+
+def own_loss(outputs, entries):
+    return torch.nn.functional.cross_entropy(outputs["logits"], entries["label"])
+
+
+def own_metric(outputs, entries):
+    return {"right": float((outputs["logits"].argmax(1) == entries["label"]).mean())}
+
+
+def test_the_loss_as_metric_needs_no_labels():
+    outcome, _ = fit(pair(), metric="loss", val_data="digits?split=test", epochs=3)
+    losses = [epoch["val_loss"] for epoch in outcome.history]
+    assert losses[-1] < losses[0]
