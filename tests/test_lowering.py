@@ -73,6 +73,17 @@ def test_names_that_differ_only_in_punctuation_stay_apart():
     torch.testing.assert_close(lowered({"x": x})["y"], expected)
 
 
+@pytest.mark.parametrize("name", ["train", "half", "ops", "outputs", "self", "x", "1.weight"])
+def test_any_name_may_be_that_of_a_weight_or_a_node(name):
+    model = norm()
+    model.graph.initializers["scale"].name = model.graph[0].name = name
+    lowered = lower(model)
+    assert set(lowered.parameters_by_name) == {name, "bias"}
+    assert set(lowered.modal_nodes()) == {name}
+    if name != "x":
+        assert lowered({"x": torch.ones(2, 3, 5)})["y"].shape == (2, 3, 5)
+
+
 def test_what_does_not_train_is_a_buffer():
     lowered = lower(linear(), trainable=["b"])
     assert list(lowered.parameters_by_name) == ["b"]

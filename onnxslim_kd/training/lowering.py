@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from onnxslim_kd.errors import ModelError, NotFoundError, UserError, near_misses
 from onnxslim_kd.model import name_of
+from onnxslim_kd.training.fuse import fuse
 from onnxslim_kd.training.opnode import Modal, to_ir
 from onnxslim_kd.training.ops_attention import ATTENTION
 from onnxslim_kd.training.ops_elementwise import ELEMENTWISE
@@ -30,7 +31,7 @@ from onnxslim_kd.training.ops_rnn import RECURRENT
 from onnxslim_kd.training.ops_shape import SHAPE
 from onnxslim_kd.training.reach import needed_nodes, refuse_unknown
 from onnxslim_kd.training.state import Weights
-from onnxslim_kd.training.translate import Lower, Translator, copied
+from onnxslim_kd.training.translate import STRUCTURAL, Lower, Translator, copied
 from onnxslim_kd.training.weights import statistics_of, trainable_parameters
 
 OPS: dict[str, Lower] = {
@@ -242,11 +243,12 @@ def lower(
     _check_statistics(model, trainable)
     results = _values(model, outputs)
     needed = needed_nodes(results)
-    refuse_unknown([n for n in model.graph.all_nodes() if n in needed], {*OPS, "If"})
+    refuse_unknown([n for n in model.graph.all_nodes() if n in needed], {*OPS, *STRUCTURAL})
     weights = Weights(frozenset(trainable))
     translator = Translator(OPS, weights, model.graph.opset_imports[""])
     translator.translate(model.graph, needed)
     translator.graph.output({name_of(value): translator.result(value) for value in results})
+    fuse(translator.graph, weights.buffers)
     return Lowered(translator.graph, weights, translator.modules).eval()
 
 

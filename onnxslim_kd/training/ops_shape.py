@@ -234,11 +234,6 @@ def trilu(node: OpNode) -> Kernel:
     return lambda x, k: keep(x, diagonal(k)[0])
 
 
-def identity(node: OpNode) -> Kernel:
-    """Return the input."""
-    return lambda x: x
-
-
 SHAPE = {
     "Concat": concat,
     "Constant": constant,
@@ -247,7 +242,6 @@ SHAPE = {
     "Expand": expand,
     "EyeLike": eye_like,
     "Flatten": flatten,
-    "Identity": identity,
     "Range": arange,
     "Reshape": reshape,
     "Shape": shape,

@@ -25,12 +25,14 @@ class Weights:
             self.parameters[name] = nn.Parameter(tensor)
         else:
             self.buffers[name] = tensor
-        self.keys[name] = unique(identifier(name), self.keys.values())
+        key = f"w_{identifier(name)}"  # a bare "half" or "train" is a method of every module
+        self.keys[name] = unique(key, self.keys.values())
 
 
 def identifier(name: str) -> str:
     """Return ``name`` as a Python identifier, so that generated code can be read."""
-    return re.sub(r"\W", "_", name if name[:1].isalpha() else f"v_{name}")
+    plain = name[:1].isalpha() and name != "self"
+    return re.sub(r"\W", "_", name if plain else f"v_{name}")
 
 
 def unique(name: str, taken: Collection[str]) -> str:

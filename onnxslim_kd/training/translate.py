@@ -25,6 +25,8 @@ QUANTISED = frozenset(
     (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32)
 )
 """Types that inside are kept in floating point, for gradients to pass (`ops_quant`)."""
+STRUCTURAL = frozenset({"Identity", "If"})
+"""Not computed, and so not in the table of kernels."""
 SIZES = frozenset({"Shape", "Size"})
 """Read from the tensor's description, on the CPU, whatever the device."""
 
@@ -85,9 +87,11 @@ class Translator:
             held = tensor if tensor is not None else to_torch(_tensor(value))
             self.weights.register(name, held)
             node.meta["weight"] = self.weights.keys[name]
+            node.meta["shape"] = held.shape
         else:
             node.meta["feed"] = name
         node.meta["value"] = name
+        node.meta["rank"] = rank(value)
         return node
 
     def result(self, value: ir.Value) -> fx.Node:
@@ -130,6 +134,10 @@ class Translator:
         if node.op_type == "If":
             self._branch(node, needed)
             return
+        if node.op_type == "Identity":
+            assert node.inputs[0] is not None
+            self._alias(node.outputs[0], node.inputs[0])
+            return
         known = [self.constant(value) for value in node.inputs]
         seen = describe(node, known, self.opset)
         kernel = self.table[node.op_type](seen)
@@ -156,18 +164,21 @@ class Translator:
         call = self._call(node, kernel, self._arguments(node, seen, host=host))
         if host:
             self._on_host.add(call)
+        else:
+            call.meta.update(op=node.op_type, numbers=_numbers(seen), attributes=seen.attributes)
         self._bind(node, call)
 
     def _call(self, node: ir.Node, kernel: Kernel, args: tuple[Any, ...]) -> fx.Node:
         name = identifier(node.outputs[0].name or node.op_type)
         if isinstance(kernel, nn.Module):
-            key = unique(identifier(node.name or node.op_type), self.modules)
+            key = unique(f"n_{identifier(node.name or node.op_type)}", self.modules)
             self.modules[key] = kernel
             return self.graph.create_node("call_module", f"ops.{key}", args, name=name)
         return self.graph.create_node("call_function", kernel, args, name=name)
 
     def _bind(self, node: ir.Node, call: fx.Node) -> None:
         call.meta["value"] = node.outputs[0].name
+        call.meta["rank"] = rank(node.outputs[0])
         if len(node.outputs) == 1:
             self._nodes[node.outputs[0]] = call
             return
@@ -287,6 +298,16 @@ def copied(graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) ->
     if copy.op == "placeholder":
         copy.target = copy.name
     return copy
+
+
+def rank(value: ir.Value) -> int | None:
+    """Return the number of axes of ``value``, where it is known."""
+    return len(value.shape) if value.shape is not None else None
+
+
+def _numbers(seen: OpNode) -> list[float | None]:
+    """Return the inputs that are single numbers, for `fuse` to recognise."""
+    return [float(k) if k is not None and k.numel() == 1 else None for k in seen.constants]
 
 
 def to_device(tensor: Tensor, like: Tensor) -> Tensor:
