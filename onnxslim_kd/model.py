@@ -24,6 +24,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxslim_kd import mapped
 from onnxslim_kd.errors import ModelError, OperationError, UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _read(source: ModelLike) -> ir.Model:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         model = _from_proto(_read_proto(path), str(path))
+        if _is_large(path):
+            mapped.attach(model, path)
         ir.external_data.set_base_dir(model.graph, path.resolve().parent)
         for tensor in _tensors(model):
             _check_external(tensor)
@@ -87,7 +90,7 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = mapped.read(path) if _is_large(path) else onnx.load(path, load_external_data=False)
     except google.protobuf.message.DecodeError as error:
         raise ModelError(f"{path}: not an ONNX file, or cut short ({error})") from error
     except (OSError, ValueError, UnicodeDecodeError) as error:
@@ -95,6 +98,10 @@ def _read_proto(path: Path) -> onnx.ModelProto:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model (no graph or no opset)")
     return proto
+
+
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size >= mapped.LARGE
 
 
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
