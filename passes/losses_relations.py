@@ -9,7 +9,7 @@ from onnxslim_kd.passes.losses_features import Positive, huber
 from onnxslim_kd.passes.scope import Scope
 
 NEAR = 1e-12
-"""Squared distance below which two samples are one: no direction, no gradient."""
+"""Squared distance, as part of the squared norms, up to which two samples are one."""
 
 
 def rkd_distance(
@@ -29,9 +29,7 @@ def rkd_distance(
     Paddle and this loss do not.
     Paper: Park et al. 2019, Relational Knowledge Distillation.
     """
-    ours, theirs = (
-        _distances(scope, _embedding(scope, x, target_size), eps) for x in (student, teacher)
-    )
+    ours, theirs = (_distances(scope, x, target_size, eps) for x in (student, teacher))
     return huber(scope, scope.op("Sub", ours, theirs))
 
 
@@ -50,44 +48,39 @@ def rkd_angle(
     Shapes: [N, ...] on both sides, of any size. Memory: N^3, whatever the size of a sample.
     Paper: Park et al. 2019, Relational Knowledge Distillation.
     """
-    ours, theirs = (_angles(scope, _embedding(scope, x, target_size)) for x in (student, teacher))
+    ours, theirs = (_angles(scope, x, target_size) for x in (student, teacher))
     return huber(scope, scope.op("Sub", ours, theirs))
 
 
-def _embedding(scope: Scope, x: ir.Value, target_size: int | None) -> ir.Value:
-    """Flatten to [N, D] and centre on the batch, which no distance or angle sees.
+def _relations(
+    scope: Scope, x: ir.Value, target_size: int | None
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return the inner products [N, N], squared norms [N, 1] and squared distances [N, N].
 
-    Without the centring |a|^2 + |b|^2 - 2 ab would lose its digits where features share a mean.
+    In float64, for |a|^2 + |b|^2 - 2 ab loses digits, and mixed precision must not touch it; a
+    distance that is but rounding is exactly 0.
     """
     if target_size is not None and len(dims(x)) > 2:
         x = adaptive_pool(scope, x, [target_size] * (len(dims(x)) - 2))
-    rows = scope.op("Flatten", x, axis=1)
-    return scope.op("Sub", rows, scope.mean(rows, [0], keep=True))
-
-
-def _products(scope: Scope, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Return the inner products [N, N], squared norms [N, 1] and squared distances [N, N].
-
-    The distance of a sample to itself is exactly 0, which rounding alone would not give.
-    """
+    rows = scope.op("Cast", scope.op("Flatten", x, axis=1), to=ir.DataType.DOUBLE.value)
     gram = scope.op("MatMul", rows, scope.op("Transpose", rows, perm=[1, 0]))
     norms = scope.sum(scope.square(rows), [1], keep=True)
     sums = scope.op("Add", norms, scope.op("Transpose", norms, perm=[1, 0]))
     squares = scope.op("Sub", sums, scope.op("Mul", gram, 2.0))
-    others = scope.op("Sub", 1.0, scope.op("EyeLike", squares))
-    return gram, norms, scope.op("Mul", squares, others)
+    apart = scope.op("Greater", squares, scope.op("Mul", sums, NEAR))
+    return gram, norms, scope.op("Where", apart, squares, 0.0)
 
 
-def _distances(scope: Scope, rows: ir.Value, eps: float) -> ir.Value:
-    squares = _products(scope, rows)[2]
+def _distances(scope: Scope, x: ir.Value, target_size: int | None, eps: float) -> ir.Value:
+    squares = _relations(scope, x, target_size)[2]
     lengths = scope.op("Sqrt", scope.op("Max", squares, eps))
-    return scope.op("Div", lengths, scope.op("Add", scope.mean(lengths), eps))
+    return scope.floats(scope.op("Div", lengths, scope.op("Add", scope.mean(lengths), eps)))
 
 
-def _angles(scope: Scope, rows: ir.Value) -> ir.Value:
+def _angles(scope: Scope, x: ir.Value, target_size: int | None) -> ir.Value:
     """(e_j - e_i)(e_k - e_i) / (d_ij d_ik) as [i, j, k], from inner products alone."""
-    gram, norms, squares = _products(scope, rows)
-    apart = scope.op("Greater", squares, NEAR)
+    gram, norms, squares = _relations(scope, x, target_size)
+    apart = scope.op("Greater", squares, 0.0)
     safe = scope.op("Where", apart, squares, 1.0)
     inverse = scope.op("Where", apart, scope.op("Reciprocal", scope.op("Sqrt", safe)), 0.0)
     at_j, at_k = scope.op("Unsqueeze", gram, [2]), scope.op("Unsqueeze", gram, [1])
@@ -97,4 +90,4 @@ def _angles(scope: Scope, rows: ir.Value) -> ir.Value:
     pairs = scope.op(
         "Mul", scope.op("Unsqueeze", inverse, [2]), scope.op("Unsqueeze", inverse, [1])
     )
-    return scope.op("Mul", dot, pairs)
+    return scope.floats(scope.op("Mul", dot, pairs))

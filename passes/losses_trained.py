@@ -130,23 +130,27 @@ def afd(
     Paper: Ji et al. 2021, Show, Attend and Distill.
     """
     weights = _attention(scope, students, teachers, qk_dim)
+    energies = [_energy(scope, student) for student in students]
     pooled: dict[tuple[int, int], ir.Value] = {}
     terms = []
     for index, teacher in enumerate(teachers):
         size = static(teacher, 2, "loss afd"), static(teacher, 3, "loss afd")
         if size not in pooled:
-            maps = [_value_map(scope, s, size) for s in students]
+            maps = [_value_map(scope, energy, size) for energy in energies]
             pooled[size] = scope.op("Concat", *maps, axis=1)
-        gap = scope.op("Sub", pooled[size], _value_map(scope, teacher, size))
+        gap = scope.op("Sub", pooled[size], _value_map(scope, _energy(scope, teacher), size))
         distance = scope.mean(scope.square(gap), [2])
         weight = scope.pick(weights, index, axis=1)
         terms.append(scope.mean(scope.sum(scope.op("Mul", weight, distance), [1])))
     return scope.total(terms)
 
 
-def _value_map(scope: Scope, x: ir.Value, size: tuple[int, int]) -> ir.Value:
-    """Return the l2-normalised map of mean_c f^2 as [N, 1, H W]."""
-    energy = scope.mean(scope.square(x), [1], keep=True)
+def _energy(scope: Scope, x: ir.Value) -> ir.Value:
+    return scope.mean(scope.square(x), [1], keep=True)
+
+
+def _value_map(scope: Scope, energy: ir.Value, size: tuple[int, int]) -> ir.Value:
+    """Pool mean_c f^2 to ``size``, flatten and l2-normalise it: [N, 1, H W]."""
     rows = scope.op("Flatten", adaptive_pool(scope, energy, list(size)), axis=1)
     return scope.op("Unsqueeze", normalised(scope, rows), [1])
 
