@@ -24,7 +24,7 @@ from onnxslim_kd.model import (
 )
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
-from onnxslim_kd.passes.simplify import merge_slices, unflatten_softmax
+from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
 
 GROWTH = 4096
 """Bytes by which constant folding may let the weights grow, where it removes nodes for them."""
@@ -37,7 +37,7 @@ def remove_dead(model: ir.Model) -> None:
 
 
 def remove_identities(model: ir.Model) -> None:
-    """Remove nodes that pass their input on: Identity, idle Dropout, Flatten of a matrix.
+    """Remove nodes that pass their input on: Identity, idle Dropout, Concat of one ...
 
     1. ``y = Identity(x)`` with y no output of a graph: uses of y become uses of x.
     2. y an output, x from the same graph and itself no output: x takes the name of y.
@@ -97,7 +97,7 @@ def fold_and_fuse(model: ir.Model) -> None:
     """Fold constants and fuse what ONNX Runtime's basic level does, the portable one.
 
     Raises:
-        PassError: The runtime wrote what is not standard ONNX, or a larger graph.
+        PassError: The runtime wrote what is not standard ONNX.
     """
     before = weight_bytes(model)
     limit = max([SMALL, *(v.const_value.nbytes for v in _initializers(model))])  # type: ignore[union-attr]
@@ -108,8 +108,9 @@ def fold_and_fuse(model: ir.Model) -> None:
     foreign = {node.domain for node in done.graph.all_nodes()} - domains
     if foreign:
         raise PassError(f"ONNX Runtime wrote operators of {', '.join(sorted(foreign))}")
-    if size(done) > size(model):
-        raise PassError("ONNX Runtime wrote a larger graph")
+    fuse_hard_swish(done)  # the runtime spells it out
+    if size(done) >= size(model) and weight_bytes(done) >= before:
+        return
     done.graph.name = model.graph.name
     model.graph = done.graph
 
@@ -165,6 +166,7 @@ def remove_notes(model: ir.Model) -> None:
 
 _PASS_ON: dict[str, Callable[[ir.Node], bool]] = {
     "Identity": lambda node: True,
+    "Concat": lambda node: len(node.inputs) == 1,
     "Dropout": _idle_dropout,
     "Flatten": lambda node: node.attributes.get_int("axis", 1) == 1 and _is_matrix(node.inputs[0]),
 }
@@ -184,6 +186,7 @@ STEPS = (
     Step("constants and fusions", fold_and_fuse),
     Step("batch norm", fold),  # its parameters are constants now
     Step("scales", fold_scales),
+    Step("hard swish", fuse_hard_swish),
     Step("slices", merge_slices),
     Step("duplicates", share_equals),  # folding makes equal constants
     Step("identities", remove_identities),

@@ -103,3 +103,74 @@ def _restores(reshape: ir.Node, source: ir.Value | None) -> bool:
 
 def _is_private(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def fuse_hard_swish(model: ir.Model) -> int:
+    """Write ``x * hard sigmoid(x)``, which exporters spell out, as HardSwish; return how many.
+
+    1. ``Mul(x, HardSigmoid(x))`` with alpha 1/6 and beta 0.5,
+    2. ``Div(Mul(x, Clip(Add(x, 3), 0, 6)), 6)``.
+    """
+    fused = 0
+    for graph in model.graphs():
+        for node in list(graph):
+            chain = _by_hard_sigmoid(node) or _by_clip(node)
+            if not chain or any(not _is_private(inner.outputs[0]) for inner in chain[1:]):
+                continue
+            first, output = chain[-1], node.outputs[0]
+            swish = ir.node("HardSwish", [first.inputs[0]], name=node.name)
+            new = swish.outputs[0]
+            new.shape, new.type = output.shape, output.type
+            graph.insert_before(node, swish)
+            output.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.remove(chain, safe=True)
+            new.name = output.name
+            fused += 1
+    return fused
+
+
+def _by_hard_sigmoid(node: ir.Node) -> list[ir.Node]:
+    for x, gate in _both_ways(node, "Mul"):
+        sigmoid = _made_by(gate, "HardSigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is x:
+            alpha = sigmoid.attributes.get_float("alpha", 0.2)
+            beta = sigmoid.attributes.get_float("beta", 0.5)
+            if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
+                return [node, sigmoid]
+    return []
+
+
+def _by_clip(node: ir.Node) -> list[ir.Node]:
+    product = _made_by(node.inputs[0], "Mul") if node.op_type == "Div" else None
+    if product is None or not _is_number(node.inputs[1], 6):
+        return []
+    for x, gate in _both_ways(product, "Mul"):
+        clip = _made_by(gate, "Clip")
+        bounds = clip.inputs[1:3] if clip is not None else ()
+        if clip is None or len(bounds) < 2:
+            continue
+        added = _made_by(clip.inputs[0], "Add")
+        if added is None or not (_is_number(bounds[0], 0) and _is_number(bounds[1], 6)):
+            continue
+        if added.inputs[0] is x and _is_number(added.inputs[1], 3):
+            return [node, product, clip, added]
+    return []
+
+
+def _both_ways(node: ir.Node, operator: str) -> list[tuple[ir.Value | None, ir.Value | None]]:
+    if node.op_type != operator:
+        return []
+    one, two = node.inputs
+    return [(one, two), (two, one)]
+
+
+def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == operator else None
+
+
+def _is_number(value: ir.Value | None, wanted: float) -> bool:
+    array = constant(value)
+    if array is None or array.dtype.kind != "f" or array.size != 1 or array.ndim > 1:
+        return False
+    return bool(array.item() == wanted)

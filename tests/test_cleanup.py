@@ -5,7 +5,7 @@ from onnxslim_kd import model
 from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.cleanup import STEPS, fold_and_fuse, remove_identities, share_equals
 from onnxslim_kd.passes.gate import size
-from onnxslim_kd.passes.simplify import merge_slices, unflatten_softmax
+from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
 
 HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
 IDENTITIES = {
@@ -20,6 +20,7 @@ IDENTITIES = {
         " a = Dropout(x, r, t) y = Relu(a)",
         0,
     ),
+    "concat of one": ("float[N,4] x", "a = Concat <axis = 1> (x) y = Relu(a)", 1),
     "flatten of a matrix": ("float[N,4] x", "a = Flatten(x) y = Relu(a)", 1),
     "flatten of an image": ("float[N,4,2,2] x", "a = Flatten(x) y = Relu(a)", 0),
 }
@@ -81,6 +82,31 @@ def test_slices_on_different_axes_are_one() -> None:
 
 def test_slices_on_one_axis_stay() -> None:
     assert merge_slices(load(SLICES.format(first="one", second="one"))) == 0
+
+
+HARD_SWISH = """g (float[N,4] x) => (float[N,4] y)
+<float three = {{3.0}}, float zero = {{0.0}}, float six = {{{six}}}> {{ {body} }}"""
+
+
+@pytest.mark.parametrize(
+    ("body", "six", "fused"),
+    [
+        ("s = HardSigmoid <alpha = 0.16666667> (x) y = Mul(s, x)", 6.0, 1),
+        ("s = HardSigmoid(x) y = Mul(x, s)", 6.0, 0),
+        ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", 6.0, 1),
+        ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(c, x) y = Div(m, six)", 6.0, 1),
+        ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", 5.0, 0),
+        ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(a, c) y = Div(m, six)", 6.0, 0),
+        ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) d = Div(m, six) y = Add(d, c)",
+         6.0, 0),
+    ],
+)  # fmt: skip
+def test_hard_swish(body: str, six: float, fused: int) -> None:
+    before = load(HARD_SWISH.format(body=body, six=six))
+    after = before.clone()
+    assert fuse_hard_swish(after) == fused
+    assert size(after) == (1 if fused else size(before))
+    assert outputs_differ(before, after, tolerance=1e-6) is None
 
 
 @pytest.mark.parametrize(("shape", "found"), [("N,5,1,1", 1), ("N,5,2,1", 0)])
