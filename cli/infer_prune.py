@@ -105,17 +105,15 @@ def _report(stripped: "Stripped", half: float | None, given: dict[str, Any]) -> 
 
 
 def _proof_text(stripped: "Stripped") -> str:
-    if stripped.proof is None:
-        return "Proof: none; the outputs were not compared"
-    shapes = {
-        ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in each.items())
-        for each in stripped.proof.shapes
-    }
-    worst = stripped.proof.worst
-    return (
-        f"Proof: full checker; outputs {'equal' if not worst else f'within {worst:.1e}'} on"
-        f" {len(stripped.proof.shapes)} inputs ({'; '.join(sorted(shapes))})"
-    )
+    proof = stripped.proof
+    if proof is None:
+        return "Proof: full checker; the outputs were not compared"
+    equal = "equal" if not proof.worst else f"within {proof.worst:.1e}"
+    lines = [f"Proof: full checker; outputs {equal} on {len(proof.shapes)} inputs"]
+    for shapes in proof.shapes:
+        texts = (f"{name} {'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
+        lines.append(f"  {', '.join(texts)}")
+    return "\n".join(lines)
 
 
 def _as_json(stripped: "Stripped", half: float | None) -> dict[str, Any]:
