@@ -135,7 +135,8 @@ class Reference:
             source: What to run instead, for example the file that ``model`` was loaded from.
             outputs: The outputs to compare; None for all.
             given: Shapes of inputs by name.
-            variants: How many inputs; of a static model they differ in their numbers alone.
+            variants: How many shapes of a dynamic model; a static one runs once, or as often as
+                here where an integer input opens another branch.
 
         Raises:
             ProofError: No input was found that the model runs with.
@@ -146,7 +147,8 @@ class Reference:
         results: list[Mapping[str, Array]] = []
         error: OperationError | None = None
         shapes = sample_shapes(model, len(_SIZES), given)
-        tries = shapes if len(shapes) > 1 else shapes * variants
+        switched = any(_compared(value) for value in model.graph.inputs)
+        tries = shapes * variants if len(shapes) == 1 and switched else shapes
         for choice in tries:
             candidate = make_feeds(model, choice, seed=len(feeds))
             try:
