@@ -4,7 +4,7 @@ import pytest
 
 from onnxslim_kd import model
 from onnxslim_kd.compare import outputs_differ
-from onnxslim_kd.passes.fold import fold
+from onnxslim_kd.passes.fold import fold, fold_scales
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 BN = "scale, bias, mean, var"
@@ -116,3 +116,35 @@ def test_no_node_is_added_behind_a_matmul_that_has_a_bias() -> None:
     loaded = filled(FOLDED["matmul add"])
     fold(loaded)
     assert [node.op_type for node in loaded.graph] == ["MatMul", "Add"]
+
+
+SCALED = {
+    "conv": "c = Conv(x, w, b)  d = Mul(c, column)  y = Add(row, d)",
+    "conv without bias": "c = Conv(x, w)  y = Mul(c, column)",
+    "transposed": "c = ConvTranspose(x, w)  y = Add(c, column)",
+    "batch norm": "c = BatchNormalization(x, b, b, b, var)  d = Mul(c, column)  y = Add(d, row)",
+    "one number for all": "c = Conv(x, w)  y = Mul(c, one)",
+}
+NOT_SCALED = {
+    "a number for each pixel": "c = Conv(x, w)  y = Mul(c, line)",
+    "seen elsewhere": "c = Conv(x, w)  d = Mul(c, column)  y = Add(c, d)",
+    "computed": "c = Conv(x, w)  y = Mul(c, x)",
+    "training": "c, m, v = BatchNormalization <training_mode = 1> (x, b, b, b, var) y = Mul(c, one)",
+}
+SCALE = """g (float[2,4,4,4] x, float[4,4,1,1] w, float[4] b, float[4] var, float[4,1,1] column,
+    float[1,4,1,1] row, float[4] line, float[1] one) => (float[2,4,4,4] y) {{ {body} }}"""
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_factors_and_sums_of_channels_are_folded(name: str) -> None:
+    before = filled(SCALE.format(body=SCALED[name]))
+    after = before.clone()
+    assert fold_scales(after) == len(before.graph) - 1
+    assert len(after.graph) == 1
+    assert outputs_differ(before, after, tolerance=1e-6) is None
+
+
+@pytest.mark.parametrize("name", NOT_SCALED)
+def test_other_factors_stay(name: str) -> None:
+    loaded = filled(SCALE.format(body=NOT_SCALED[name]))
+    assert fold_scales(loaded) == 0
