@@ -129,7 +129,8 @@ NOT_SCALED = {
     "a number for each pixel": "c = Conv(x, w)  y = Mul(c, line)",
     "seen elsewhere": "c = Conv(x, w)  d = Mul(c, column)  y = Add(c, d)",
     "computed": "c = Conv(x, w)  y = Mul(c, x)",
-    "training": "c, m, v = BatchNormalization <training_mode = 1> (x, b, b, b, var) y = Mul(c, one)",
+    "training": "c, m, v = BatchNormalization <training_mode = 1> (x, b, b, b, var)"
+    " y = Mul(c, one)",
 }
 SCALE = """g (float[2,4,4,4] x, float[4,4,1,1] w, float[4] b, float[4] var, float[4,1,1] column,
     float[1,4,1,1] row, float[4] line, float[1] one) => (float[2,4,4,4] y) {{ {body} }}"""
