@@ -57,6 +57,25 @@ def fixed_batch() -> nn.Module:
     return FixedBatch()
 
 
+class Repeats(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x * 2
+        return y, y
+
+
+def repeats() -> nn.Module:
+    return Repeats()
+
+
+class Unknown(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+def unknown() -> nn.Module:
+    return Unknown()
+
+
 class Fails(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         raise ValueError("not today")
@@ -178,6 +197,7 @@ def test_parse_input_refuses(text) -> None:
         ),
         ("digits_cnn", {"inputs": {"a": (1, 1), "b": (1, 1)}}, UserError, "has one input, not 2"),
         (f"{HERE}:twins", {}, UserError, "name its inputs, for example --input image="),
+        (f"{HERE}:repeats", {"inputs": {"x": (1, 3)}}, OperationError, "return every tensor once"),
         (f"{HERE}:no_module", {}, UserError, "returns a int, not a torch module"),
         (f"{HERE}:raises", {}, OperationError, "raises fails: RuntimeError: boom"),
         (f"{HERE}:fails", {"inputs": {"x": (1, 2)}}, OperationError, "ValueError: not today"),
@@ -192,6 +212,12 @@ def test_parse_input_refuses(text) -> None:
 def test_refusals(spec, options, kind, text) -> None:
     with pytest.raises(kind, match=re.escape(text)):
         export(spec, **options)
+
+
+def test_an_unknown_operator_is_one_sentence(capfd) -> None:
+    with pytest.raises(OperationError, match="cannot be exported: UnsupportedOperatorError"):
+        export(f"{HERE}:unknown", inputs={"x": (1, 3, 3)})
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "pt"])

@@ -7,12 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from onnxslim_kd.errors import OperationError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.runtime import Session
-from onnxslim_kd.zoo.inputs import Input, arguments_of, axis_name, in_order
+from onnxslim_kd.zoo.inputs import Input, axis_name
 
 TOLERANCE = 1e-3
 """Relative to the largest output; an untrained net of 150 layers comes to 1e-4."""
@@ -31,7 +30,7 @@ def check_outputs(
     session = Session(model)
     found = []
     for grow in (False, True) if any(value.dynamic for value in inputs.values()) else (False,):
-        tensors = {name: inputs[name].tensor(grow=grow) for name in in_order(module, inputs)}
+        tensors = {name: value.tensor(grow=grow) for name, value in inputs.items()}
         shapes = ", ".join(f"{name}={'x'.join(map(str, t.shape))}" for name, t in tensors.items())
         advice = "; export with fixed sizes, as in 1!x3x224x224" if grow else ""
         expected = _run_torch(module, tensors, f"{spec} at {shapes}", advice)
@@ -39,6 +38,11 @@ def check_outputs(
             got = session.run({v.name: tensors[v.name].numpy() for v in session.inputs})
         except OperationError as error:
             raise OperationError(f"{spec} at {shapes}: {error}{advice}") from error
+        if len(got) != len(expected):
+            raise OperationError(
+                f"{spec} returns {len(expected)} tensors, the exported graph {len(got)};"
+                f" return every tensor once"
+            )
         for (name, array), wanted in zip(got.items(), expected, strict=True):
             if array.shape != wanted.shape or not _close(array, wanted):
                 raise OperationError(
@@ -61,11 +65,9 @@ def _declare_shapes(model: ir.Model, found: list[dict[str, tuple[int, ...]]]) ->
 def _run_torch(
     module: nn.Module, tensors: dict[str, Tensor], what: str, advice: str
 ) -> list[np.ndarray[Any, Any]]:
-    args, kwargs = arguments_of(module, tensors)
     try:
         with torch.no_grad():
-            leaves = pytree.tree_leaves(module(*args, **kwargs))
-        return [leaf.detach().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+            return [result.detach().numpy() for result in module(*tensors.values())]
     except Exception as error:  # the user's forward may raise anything
         raise OperationError(f"{what}: torch fails: {error}{advice}") from error
 

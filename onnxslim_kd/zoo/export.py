@@ -8,9 +8,11 @@ layers whose scales are all 1 today need not stay equal.
 
 import inspect
 import json
+import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -25,7 +27,7 @@ from onnxslim_kd.errors import NotFoundError, OperationError, UserError, near_mi
 from onnxslim_kd.zoo import ZOO
 from onnxslim_kd.zoo.blocks import calibrate, onnx_names
 from onnxslim_kd.zoo.check import check_outputs
-from onnxslim_kd.zoo.inputs import Input, arguments_of, axis_name, in_order
+from onnxslim_kd.zoo.inputs import Input, axis_name, in_order, positional
 from onnxslim_kd.zoo.weights import load_weights
 
 OPSETS = range(17, 21)
@@ -71,8 +73,11 @@ def export(
         elif spec in ZOO:
             (image,) = wanted.values()
             calibrate(module, *image.shape[1:])
-        model = _export(spec, module, wanted, opset)
-        check_outputs(spec, module, model, wanted)
+        names = in_order(module, wanted)
+        with positional(module, names):
+            ordered = {name: wanted[name] for name in names}
+            model = _export(spec, module, ordered, opset)
+            check_outputs(spec, module, model, ordered)
     shapes = {name: list(value.shape) for name, value in wanted.items()}
     model.metadata_props[KEY] = json.dumps({"spec": spec, "inputs": shapes, "seed": seed})
     return model
@@ -121,22 +126,23 @@ def _inputs(spec: str, inputs: Mapping[str, Input | Sequence[int]] | None) -> di
 
 
 def _export(spec: str, module: nn.Module, inputs: Mapping[str, Input], opset: int) -> ir.Model:
-    names = in_order(module, inputs)
-    args, kwargs = arguments_of(module, {name: inputs[name].tensor() for name in names})
-    axes = {name: {axis: axis_name(name, axis) for axis in inputs[name].dynamic} for name in names}
+    axes = {
+        name: {axis: axis_name(name, axis) for axis in value.dynamic}
+        for name, value in inputs.items()
+    }
+    examples = tuple(value.tensor() for value in inputs.values())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
-            with warnings.catch_warnings():
+            with _silent_log(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "You are using the legacy TorchScript")
                 warnings.filterwarnings("ignore", "The feature will be removed")
                 warnings.filterwarnings("ignore", category=TracerWarning)
                 torch.onnx.export(
                     module,
-                    args,
+                    examples,
                     path,
-                    kwargs=kwargs,
-                    input_names=names,
+                    input_names=list(inputs),
                     dynamic_axes=axes,
                     opset_version=opset,
                     training=torch.onnx.TrainingMode.PRESERVE,
@@ -149,6 +155,20 @@ def _export(spec: str, module: nn.Module, inputs: Mapping[str, Input], opset: in
         model = ir.load(path)
         ir.external_data.load_to_model(model)
     return _cleaned(spec, module, model)
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    """Drop stderr, where torch, from C++, writes the whole graph if an operator is unknown."""
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _cleaned(spec: str, module: nn.Module, model: ir.Model) -> ir.Model:

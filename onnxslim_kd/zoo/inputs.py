@@ -2,13 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from onnxslim_kd.errors import UserError
 
@@ -63,12 +64,22 @@ def in_order(module: nn.Module, inputs: Mapping[str, Input]) -> list[str]:
     return list(inputs)
 
 
-def arguments_of(
-    module: nn.Module, tensors: dict[str, Tensor]
-) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Return the arguments, by name where ``forward`` knows all names."""
-    known = inspect.signature(module.forward).parameters
-    return ((), tensors) if all(n in known for n in tensors) else (tuple(tensors.values()), {})
+@contextmanager
+def positional(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Let ``forward`` take these inputs in this order and return a flat tuple of tensors."""
+    forward = module.forward
+    by_name = set(names) <= set(inspect.signature(forward).parameters)
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(names, tensors, strict=True))
+        result = forward(**given) if by_name else forward(*tensors)
+        return tuple(x for x in pytree.tree_leaves(result) if isinstance(x, Tensor))
+
+    module.forward = flat  # a wrapping module would change the names of the parameters
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def axis_name(name: str, axis: int) -> str:
