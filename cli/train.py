@@ -24,35 +24,56 @@ SHOWN = 8
 @click.option("--data", help="digits, npz:F, idx:DIR, folder:DIR, imagelist:F, coco:F, module:fn.")
 @click.option("--val-data", help="What is evaluated on after every epoch.")
 @click.option("--preprocess", help="Steps, as in random-crop=224,flip,normalize=imagenet.")
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--lr", "optimizer__lr", type=float, help="Learning rate.")
+@click.option("--epochs", type=int, help="[default: 10]")
+@click.option("--batch-size", type=int, help="Over all processes. [default: 64]")
+@click.option("--lr", "optimizer__lr", type=float, help="Learning rate. [default: 0.01]")
 @click.option("--optimizer", "optimizer__name", type=click.Choice(["sgd", "adam", "adamw"]))
 @click.option("--weight-decay", "optimizer__weight_decay", type=float)
 @click.option("--schedule", "schedule__kind", help="constant, piecewise, cosine, linear or poly.")
 @click.option("--warmup", "schedule__warmup", type=float, help="Epochs of rising learning rate.")
 @click.option("--train", multiple=True, metavar="RE", help="Parameters to train as well.")
 @click.option("--freeze", multiple=True, metavar="RE", help="Parameters to leave as they are.")
-@click.option("--bn", type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]))
+@click.option(
+    "--bn",
+    type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]),
+    help="auto re-inserts BatchNormalization where it was folded away.",
+)
 @click.option("--like", type=FILE, help="The original of a pruned model, for --bn reinsert.")
 @click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
 @click.option("--init-from", type=FILE, help="Take weights of the same name and shape from here.")
+@click.option(
+    "--init-shapes/--no-init-shapes",
+    default=None,
+    help="Take its shapes as well: a pruned file makes MODEL as narrow as it is.",
+)
 @click.option("--metric", help="auto, top1, miou, map, loss or module:function.")
 @click.option("--checkpoint", type=FILE, help="Folder; resumes from it.")
 @click.option("--checkpoint-steps", type=int, help="Also inside an epoch, every so many steps.")
-@click.option("--save-eval-model/--no-save-eval-model", default=None)
+@click.option(
+    "--save-eval-model/--no-save-eval-model",
+    default=None,
+    help="The student, beside every checkpoint.",
+)
 @click.option("--max-bad", type=int, help="Unreadable samples that are left out. [default: 0]")
 @click.option("--workers", type=int, help="Processes that decode images.")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Of order, augmentation, masks and dropout.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--threads", type=int)
-@click.option("--amp", type=click.Choice(["none", "bf16", "fp16"]))
+@click.option("--amp", type=click.Choice(["none", "bf16", "fp16"]), help="Mixed precision.")
 @click.option("--ema", type=float, help="Decay of a moving average of the weights.")
 @click.option("--accumulate", type=int, help="Pieces in which a batch is computed.")
-@click.option("--clip-norm", type=float)
+@click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
 @click.option("--mutual/--no-mutual", default=None, help="The teacher trains as well.")
-@click.option("--teacher-runtime", type=click.Choice(["auto", "ort", "torch"]))
-@click.option("--cache-teacher/--no-cache-teacher", default=None)
+@click.option(
+    "--teacher-runtime",
+    type=click.Choice(["auto", "ort", "torch"]),
+    help="auto is ONNX Runtime on the CPU and torch on CUDA.",
+)
+@click.option(
+    "--cache-teacher/--no-cache-teacher",
+    default=None,
+    help="Keep what the teacher gives on disk; for data without chance.",
+)
 @click.option("--prune-schedule", metavar="RE=RATIO@EPOCHS", help="As in conv.*=0.5@0,2,4.")
 @click.option("--log", type=FILE, help="A file of JSON lines.")
 @click.option("--tensorboard", type=FILE)

@@ -284,3 +284,42 @@ def test_the_loss_as_metric_needs_no_labels():
     outcome, _ = fit(pair(), metric="loss", val_data="digits?split=test", epochs=3)
     losses = [epoch["val_loss"] for epoch in outcome.history]
     assert losses[-1] < losses[0]
+
+
+def test_a_pruned_file_shapes_the_graph(tmp_path):
+    import onnxslim_kd
+    from onnxslim_kd import model as model_io
+    from onnxslim_kd.passes.prune import Choice
+
+    onnxslim_kd.prune(classifier(8), Choice(pattern="conv", ratio=0.5), tmp_path / "half.onnx")
+    half = model_io.load(tmp_path / "half.onnx")
+    settings = {"init_from": tmp_path / "half.onnx", "init_shapes": True, "freeze": ["conv"]}
+    with pytest.raises(OperationError, match=r"does not run on this batch: mat1 and mat2 shapes"):
+        fit(pair(8), **settings)  # the hint's projection still reads the wide map
+    model = classifier(8)
+    fit(model, epochs=1, **settings)
+    for name in ("conv1_weights", "conv2_weights"):
+        assert np.array_equal(numbers(model)[name], numbers(half)[name])
+
+
+def test_a_fixed_batch_of_one_is_freed():
+    model = classifier()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = type(value.shape)([1, *value.shape[1:]])
+    outcome, _ = fit(model, epochs=1)
+    assert not isinstance(outcome.model.graph.inputs[0].shape[0], int)
+    model = pair()
+    model.graph.inputs[0].shape = type(model.graph.inputs[0].shape)([4, 1, 8, 8])
+    with pytest.raises(UserError, match="'image' has a fixed batch of 4, training computes 64"):
+        fit(model)
+
+
+def test_labels_that_only_a_batch_shows_are_checked(tmp_path, monkeypatch):
+    (tmp_path / "twelve.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    return [(torch.zeros(1, 8, 8), 12 if i == 9 else 3) for i in range(64)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="sample 9 has label 12, the model has 10 classes"):
+        fit(classifier(), data="twelve:make")

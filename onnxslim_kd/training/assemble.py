@@ -9,15 +9,16 @@ import torch
 from onnxslim_kd import model as model_io
 from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes.batch import free_batch
 from onnxslim_kd.training import bn, optim
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Loader, check_labels
 from onnxslim_kd.training.datasets import open_source
 from onnxslim_kd.training.distributed import World
 from onnxslim_kd.training.feeds import Feeder
-from onnxslim_kd.training.initial import load_weights
+from onnxslim_kd.training.initial import load_weights, take_shapes
 from onnxslim_kd.training.lowering import Lowered, lower
-from onnxslim_kd.training.objective import Objective, classes_of
+from onnxslim_kd.training.objective import Objective
 from onnxslim_kd.training.plant import Plant
 from onnxslim_kd.training.selection import (
     Selection,
@@ -42,16 +43,22 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     """
     if config.amp == "fp16" and world.device == "cpu":
         raise UserError("amp fp16 needs a CUDA device; use bf16 or none on the CPU")
+    model = _free(model, config, world)
     roles = roles_io.read(model)
     if config.init_from is not None:
-        speak({"event": "init", **load_weights(model, model_io.load(config.init_from))})
+        given = model_io.load(config.init_from)
+        if config.init_shapes:
+            take_shapes(model, given)
+        speak({"event": "init", **load_weights(model, given)})
     feeder = Feeder(model, roles, config.seed, world.device, world.shard)
     loader, val_loader = _loaders(config, feeder, world)
     if bn.wants_reinsertion(config.bn, bn.student_of(model, roles)):
         done = bn.reinsert(model, roles, loader.some(bn.BATCHES), config.like, config.plan)
         speak({"event": "bn", "reinserted": done})
     objective = Objective(model, roles, config)
-    _check_classes(model, objective, loader, val_loader)
+    for held in (loader, val_loader):
+        if held is not None:
+            check_labels(held.source, objective.classes)
     selection = select(model, roles, config)
     parts = None if config.mutual else split(model, teacher_prefixes(roles))
     lowered = _lowered(parts.rest if parts else model, objective, selection, config)
@@ -78,6 +85,22 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     )
 
 
+def _free(model: ir.Model, config: TrainConfig, world: World) -> ir.Model:
+    """Return the model with a batch as large as training wants it."""
+    piece = config.batch_size // world.size // config.accumulate
+    for value in model.graph.inputs:
+        sides = model_io.dims(value) if model_io.has_rank(value) else ()
+        if not sides or sides[0] in (None, piece):
+            continue
+        if sides[0] == 1 and roles_io.read(model) is None:
+            return free_batch(model)
+        raise UserError(
+            f"input {value.name!r} has a fixed batch of {sides[0]}, training computes {piece} at"
+            f" once; free the batch before merging, or set batch_size and accumulate to match"
+        )
+    return model
+
+
 def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader, Loader | None]:
     preprocess = Preprocess(config.preprocess)
     shapes = feeder.shapes()
@@ -95,13 +118,6 @@ def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader,
     if val_data is None:
         return loader, None
     return loader, Loader(open_source(val_data, shapes), preprocess, **settings)
-
-
-def _check_classes(model: ir.Model, objective: Objective, *loaders: Loader | None) -> None:
-    classes = classes_of(model, objective.scores)
-    for loader in loaders:
-        if loader is not None:
-            check_labels(loader.source, classes)
 
 
 def _lowered(

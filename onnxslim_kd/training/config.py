@@ -108,6 +108,8 @@ class TrainConfig(_Strict):
     plan: Path | None = None
     """The pruning plan that leads from ``like`` to the model."""
     init_from: Path | None = None
+    init_shapes: bool = False
+    """Whether the shapes of ``init_from``, a pruned file, become the model's."""
     cuts: tuple[Cut, ...] = ()
     sparsity: Sparsity | None = None
 

@@ -5,6 +5,7 @@ augmentation from (seed, epoch, index). A file that cannot be decoded leaves its
 and reported; it is never replaced by another sample.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,6 +112,7 @@ class Loader:
             batch_sampler=keys,  # type: ignore[arg-type]  # our keys are pairs, not numbers
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # its own: the global one stays as it is
         )
         for batch in batches:
@@ -126,6 +128,12 @@ class Loader:
                 f"{len(self.bad)} samples cannot be read, {self.max_bad} are allowed (max_bad);"
                 f" the first: {next(iter(self.bad.values()))}"
             )
+
+
+def _leave_signals(worker: int) -> None:
+    """Let Ctrl-C be the parent's business: it ends its workers after the checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Keyed(Dataset[Any]):
@@ -187,7 +195,28 @@ def check_labels(source: Source, classes: int | None) -> None:
         return
     wrong = np.flatnonzero((source.labels < UNLABELLED) | (source.labels >= classes))
     if len(wrong):
-        raise UserError(
-            f"sample {wrong[0]} has label {source.labels[wrong[0]]}, the model has {classes}"
-            f" classes (0 to {classes - 1}); {len(wrong)} labels are outside"
-        )
+        raise UserError(_outside(int(wrong[0]), int(source.labels[wrong[0]]), classes))
+
+
+def check_batch(batch: Batch, classes: int | None) -> None:
+    """Refuse labels outside of the model's classes that only a batch shows.
+
+    Raises:
+        UserError: As `check_labels`; masks count as well.
+    """
+    for key in ("label", "mask"):
+        labels = batch.entries.get(key)
+        if classes is None or labels is None or labels.is_floating_point():
+            continue
+        rows = ((labels < UNLABELLED) | (labels >= classes)).reshape(len(labels), -1)
+        if bool(rows.any()):
+            row = int(rows.any(1).nonzero()[0])
+            label = int(labels[row].reshape(-1)[rows[row]][0])
+            raise UserError(_outside(batch.indices[row], label, classes))
+
+
+def _outside(sample: int, label: int, classes: int) -> str:
+    return (
+        f"sample {sample} has label {label}, the model has {classes} classes"
+        f" (0 to {classes - 1}; -1 is unlabelled)"
+    )

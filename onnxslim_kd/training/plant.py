@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from onnxslim_kd import model as model_io
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import OperationError, UserError
 from onnxslim_kd.roles import Roles
 from onnxslim_kd.training import metrics, optim
 from onnxslim_kd.training.config import TrainConfig
-from onnxslim_kd.training.data import Batch, Loader
+from onnxslim_kd.training.data import Batch, Loader, check_batch
 from onnxslim_kd.training.distributed import World
 from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import Lowered
@@ -68,6 +68,7 @@ class Plant:
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
         """Give the batch of step ``number`` in ``accumulate`` pieces, ready to be computed."""
+        check_batch(batch, self.objective.classes)
         batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
         feeds = self._arranged(self.feeder(batch, number))
         entries = {name: tensor.to(self.world.device) for name, tensor in batch.entries.items()}
@@ -92,7 +93,11 @@ class Plant:
     def loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a piece, and its terms."""
         with self._precision():
-            values = self._forward(part.feeds, self.objective.outputs(epoch))
+            try:
+                values = self._forward(part.feeds, self.objective.outputs(epoch))
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise OperationError(f"the graph does not run on this batch: {reason}") from error
             return self.objective(values, part.entries, epoch, part.mix)
 
     def _precision(self) -> Any:
