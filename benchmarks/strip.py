@@ -112,9 +112,9 @@ def materialised(source: Path, folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for node in nodes:
         shape = tuple(int(size) for size in shapes[node.input[0]])
-        array = rng.standard_normal(shape, np.float32) * math.sqrt(2 / math.prod(shape[1:] or (1,)))
+        array = rng.standard_normal(shape, np.float32) * math.sqrt(0.5 / math.prod(shape[1:] or (1,)))
         if len(shape) == 1:
-            array = np.abs(array) + 0.5  # a variance, or anything that may be positive
+            array = rng.uniform(0.7, 1.1, shape).astype(np.float32)  # a scale, variance or bias
         model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
         model.graph.input.append(
             onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shape)
