@@ -209,7 +209,8 @@ def build(
     _check_count(spec, loss, len(student), len(teacher))
     for value in (*student, *teacher):
         _check_value(spec, value, loss.rank)
-    ours, theirs = [scope.floats(v) for v in student], [scope.floats(v) for v in teacher]
+    # even what the graph calls float32: under mixed precision it is less, and squares overflow
+    ours, theirs = ([scope.float32(v) for v in side] for side in (student, teacher))
     if loss.values == "lists":
         return loss.build(scope, ours, theirs, **options)
     terms = []

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes.scope import Scope, static
+from onnxslim_kd.passes.scope import Scope, shown, static
 
 
 def _known_ways(text: str) -> str:
@@ -40,8 +40,8 @@ def conv_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Add a trained 1x1 convolution to the teacher's channels (Kaiming, fan out)."""
     if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
         raise UserError(
-            f"align=conv needs maps of equal rank, {student.name!r} is {student.shape} and"
-            f" {teacher.name!r} is {teacher.shape}; try align=linear"
+            f"align=conv needs maps of equal rank, {shown(student)} is {student.shape} and"
+            f" {shown(teacher)} is {teacher.shape}; try align=linear"
         )
     channels = static(student, 1, "align=conv"), static(teacher, 1, "align=conv")
     return convolution(scope, student, "align", channels, kernel=1)
@@ -85,8 +85,8 @@ def pool_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Pool the student's map to the size of the teacher's."""
     if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
         raise UserError(
-            f"align=pool needs maps of equal rank, {student.name!r} is {student.shape} and"
-            f" {teacher.name!r} is {teacher.shape}"
+            f"align=pool needs maps of equal rank, {shown(student)} is {student.shape} and"
+            f" {shown(teacher)} is {teacher.shape}"
         )
     sizes = [static(teacher, axis, "align=pool") for axis in range(2, len(dims(teacher)))]
     return adaptive_pool(scope, student, sizes)
@@ -133,8 +133,8 @@ def resize_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value
     """Interpolate the student's map to the size of the teacher's, which may be dynamic."""
     if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
         raise UserError(
-            f"align=resize needs maps of equal rank, {student.name!r} is {student.shape} and"
-            f" {teacher.name!r} is {teacher.shape}"
+            f"align=resize needs maps of equal rank, {shown(student)} is {student.shape} and"
+            f" {shown(teacher)} is {teacher.shape}"
         )
     sizes = scope.op("Concat", scope.shape(student, 0, 2), scope.shape(teacher, 2), axis=0)
     resized = scope.op("Resize", student, None, None, sizes, mode="linear")

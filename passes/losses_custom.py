@@ -49,7 +49,7 @@ def custom(
         raise UserError(f"loss custom: {function} returned {type(loss).__name__}, not a value")
     if loss.shape is not None and len(loss.shape) != 0:
         raise UserError(f"loss custom: {file or function} gives {loss.shape}, not a scalar")
-    return scope.floats(loss)
+    return scope.float32(loss)
 
 
 def insert(scope: Scope, file: str, values: Sequence[ir.Value], *, train: bool) -> ir.Value:

@@ -5,7 +5,7 @@ from pydantic import PositiveInt
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes.scope import Scope
+from onnxslim_kd.passes.scope import Scope, shown
 
 BOX = 5
 """Numbers per anchor before the classes: x, y, w, h, objectness."""
@@ -35,7 +35,7 @@ def yolov3(
     for value in (student, teacher):
         if dims(value)[1] != anchors * (BOX + classes):
             raise UserError(
-                f"loss yolov3: {value.name!r} is {value.shape}, not [N, A (5 + C), H, W] for"
+                f"loss yolov3: {shown(value)} is {value.shape}, not [N, A (5 + C), H, W] for"
                 f" {anchors} anchors and {classes} classes; pass anchors and classes"
             )
     heads = [scope.op("Reshape", x, [0, anchors, BOX + classes, -1]) for x in (student, teacher)]
@@ -47,7 +47,7 @@ def yolov3(
     box = scope.op("Add", _bce(scope, *centre), scope.op("Abs", scope.op("Sub", size[0], size[1])))
     box = scope.mean(scope.op("Mul", sure, scope.sum(box, [2], keep=True)))
     which = scope.mean(scope.op("Mul", sure, _bce(scope, *kind)))
-    target = scope.op("Cast", scope.op("Greater", there[1], 0.0), to=1)
+    target = scope.float32(scope.op("Greater", there[1], 0.0))
     found = scope.mean(_bce_of(scope, there[0], target))
     return scope.total([box, which, found])
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes.losses_align import channels_like
-from onnxslim_kd.passes.scope import Scope, static
+from onnxslim_kd.passes.scope import Scope, shown, static
 
 Act: TypeAlias = Literal["softmax", "sigmoid"] | None
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,7 +25,7 @@ def class_axis(value: ir.Value, axis: int | None) -> int:
     if axis is None:
         return 1 if rank >= 4 else rank - 1
     if not -rank <= axis < rank:
-        raise UserError(f"axis {axis} is not one of {value.name!r}, which is {value.shape}")
+        raise UserError(f"axis {axis} is not one of {shown(value)}, which is {value.shape}")
     return axis % rank
 
 
@@ -118,8 +118,8 @@ def fsp(scope: Scope, students: Sequence[ir.Value], teachers: Sequence[ir.Value]
         theirs = _flow(scope, teachers[i], teachers[i + 1])
         if dims(ours)[1:] != dims(theirs)[1:]:
             raise UserError(
-                f"loss fsp: {students[i].name!r} x {students[i + 1].name!r} has channels"
-                f" {list(dims(ours)[1:])}, {teachers[i].name!r} x {teachers[i + 1].name!r}"
+                f"loss fsp: {shown(students[i])} x {shown(students[i + 1])} has channels"
+                f" {list(dims(ours)[1:])}, {shown(teachers[i])} x {shown(teachers[i + 1])}"
                 f" {list(dims(theirs)[1:])}; choose maps with equally many"
             )
         terms.append(scope.mean(scope.square(scope.op("Sub", ours, theirs))))
@@ -132,9 +132,9 @@ def _flow(scope: Scope, x: ir.Value, y: ir.Value) -> ir.Value:
         scope.op("Reshape", v, [0, static(v, 1, "fsp"), -1])  # 0 keeps the batch
         for v in (x, y)
     ]
-    product = scope.op("MatMul", rows[0], scope.op("Transpose", rows[1], perm=[0, 2, 1]))
-    area = scope.op("Cast", scope.op("ReduceProd", scope.shape(x, 2), keepdims=0), to=1)
-    return scope.op("Div", product, area)
+    area = scope.float32(scope.op("ReduceProd", scope.shape(x, 2), keepdims=0))
+    rows[0] = scope.op("Div", rows[0], area)  # before the sum, which half precision cannot hold
+    return scope.op("MatMul", rows[0], scope.op("Transpose", rows[1], perm=[0, 2, 1]))
 
 
 def _max_pooled(scope: Scope, x: ir.Value, like: ir.Value) -> ir.Value:
@@ -147,8 +147,8 @@ def _max_pooled(scope: Scope, x: ir.Value, like: ir.Value) -> ir.Value:
         return x
     if any(f < 1 or f % 1 for f in factors):
         raise UserError(
-            f"loss fsp: the map of {x.name!r}, {list(have)}, is no multiple of that of"
-            f" {like.name!r}, {list(want)}; choose maps of one size"
+            f"loss fsp: the map of {shown(x)}, {list(have)}, is no multiple of that of"
+            f" {shown(like)}, {list(want)}; choose maps of one size"
         )
     step = [int(f) for f in factors]
     return scope.op("MaxPool", x, kernel_shape=step, strides=step)

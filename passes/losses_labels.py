@@ -44,7 +44,7 @@ def truth(scope: Scope, like: ir.Value, axis: int, ignore_index: int = -1) -> Tr
     hot = scope.op("Equal", label, classes)
     if 0 <= ignore_index < static(like, axis, "a label"):
         hot = scope.op("And", hot, scope.op("Not", scope.op("Equal", label, ignore_index)))
-    return _truth(scope, scope.op("Cast", hot, to=1), axis)
+    return _truth(scope, scope.float32(hot), axis)
 
 
 def _class_numbers(scope: Scope, like: ir.Value, axis: int) -> Array:
@@ -54,7 +54,7 @@ def _class_numbers(scope: Scope, like: ir.Value, axis: int) -> Array:
 
 
 def _truth(scope: Scope, hot: ir.Value, axis: int) -> Truth:
-    known = scope.op("Cast", scope.op("Greater", scope.sum(hot, [axis]), 0.0), to=1)
+    known = scope.float32(scope.op("Greater", scope.sum(hot, [axis]), 0.0))
     return Truth(hot, known, scope.op("Max", scope.sum(known), 1.0), axis)
 
 
@@ -126,7 +126,7 @@ def dkd(  # noqa: PLR0913 - its options are its arguments
     else:
         best = scope.op("ArgMax", teacher, axis=axis, keepdims=1)
         hot = scope.op("Equal", best, _class_numbers(scope, student, axis))
-        given = _truth(scope, scope.op("Cast", hot, to=1), axis)
+        given = _truth(scope, scope.float32(hot), axis)
     ours, theirs = (_decoupled(scope, x, temperature, given) for x in (student, teacher))
     terms = [
         scaled(scope, given.mean(scope, _divergences(scope, a, b, axis)), factor)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes.losses_features import Act, Positive, class_axis, divergence
-from onnxslim_kd.passes.scope import Scope, static
+from onnxslim_kd.passes.scope import Scope, shown, static
 
 
 def log_softmax(scope: Scope, x: ir.Value, temperature: float, axis: int) -> ir.Value:
@@ -139,14 +139,14 @@ def _probabilities(scope: Scope, x: ir.Value, act: Act) -> ir.Value:
 def _ratio_weights(scope: Scope, like: ir.Value) -> ir.Value:
     if len(dims(like)) != 2:
         raise UserError(
-            f"loss dml: weight_ratio needs logits [N, C], {like.name!r} is {like.shape}"
+            f"loss dml: weight_ratio needs logits [N, C], {shown(like)} is {like.shape}"
         )
     assert like.shape is not None
     given = scope.label_input("ratios", ir.Shape([like.shape[0], 2, like.shape[1]]))
     label, ratio = (scope.pick(given, i, axis=1) for i in (0, 1))
     rest = scope.op("Sub", 1.0, ratio)
     weight = scope.op("Exp", scope.op("Where", scope.op("Greater", label, 0.5), rest, ratio))
-    return scope.op("Mul", weight, scope.op("Cast", scope.op("Greater", label, -0.5), to=1))
+    return scope.op("Mul", weight, scope.float32(scope.op("Greater", label, -0.5)))
 
 
 def dist(

@@ -74,7 +74,7 @@ def _relations(
 def _distances(scope: Scope, x: ir.Value, target_size: int | None, eps: float) -> ir.Value:
     squares = _relations(scope, x, target_size)[2]
     lengths = scope.op("Sqrt", scope.op("Max", squares, eps))
-    return scope.floats(scope.op("Div", lengths, scope.op("Add", scope.mean(lengths), eps)))
+    return scope.float32(scope.op("Div", lengths, scope.op("Add", scope.mean(lengths), eps)))
 
 
 def _angles(scope: Scope, x: ir.Value, target_size: int | None) -> ir.Value:
@@ -90,4 +90,4 @@ def _angles(scope: Scope, x: ir.Value, target_size: int | None) -> ir.Value:
     pairs = scope.op(
         "Mul", scope.op("Unsqueeze", inverse, [2]), scope.op("Unsqueeze", inverse, [1])
     )
-    return scope.floats(scope.op("Mul", dot, pairs))
+    return scope.float32(scope.op("Mul", dot, pairs))

@@ -98,14 +98,14 @@ def overhaul(
     theirs = scope.op("Max", teacher, low)
     counts = scope.op("Or", scope.op("Greater", ours, theirs), scope.op("Greater", theirs, 0.0))
     error = scope.square(scope.op("Sub", theirs, ours))
-    return scope.mean(scope.op("Mul", error, scope.op("Cast", counts, to=1)))
+    return scope.mean(scope.op("Mul", error, scope.float32(counts)))
 
 
 def _mean_negative(scope: Scope, x: ir.Value) -> ir.Value:
     """Mean of the negative numbers of each channel over the batch; 0 if there are none."""
     axes = [0, *range(2, len(dims(x)))]
     total = scope.sum(scope.op("Min", x, 0.0), axes, keep=True)
-    count = scope.sum(scope.op("Cast", scope.op("Less", x, 0.0), to=1), axes, keep=True)
+    count = scope.sum(scope.float32(scope.op("Less", x, 0.0)), axes, keep=True)
     return scope.op("Div", total, scope.op("Max", count, 1.0))
 
 

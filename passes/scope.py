@@ -161,10 +161,8 @@ class Scope:
         """Add x[..., index, ...] along ``axis``, which goes."""
         return self.op("Gather", x, np.array(index, np.int64), axis=axis)
 
-    def floats(self, x: ir.Value) -> ir.Value:
-        """Cast to float32, in which all losses are computed."""
-        if x.dtype == ir.DataType.FLOAT:
-            return x
+    def float32(self, x: ir.Value) -> ir.Value:
+        """Add Cast to float32."""
         return self.op("Cast", x, to=ir.DataType.FLOAT.value)
 
     def shape(self, x: ir.Value, start: int = 0, end: int | None = None) -> ir.Value:
@@ -184,7 +182,7 @@ class Scope:
         back = self.op(
             "Mul", self.op("Cast", fixed, to=ir.DataType.DOUBLE.value), 2.0**-_FIXED_BITS
         )
-        return self.op("Cast", back, to=ir.DataType.FLOAT.value)
+        return self.float32(back)
 
     def batch_norm(self, x: ir.Value, name: str) -> ir.Value:
         """Add BatchNormalization over axis 1, with trained scale and bias, momentum 0.9."""
@@ -310,6 +308,14 @@ def _set_types(node: ir.Node, found: Mapping[str, onnx.TypeProto]) -> None:
         value.shape = ir.serde.deserialize_type_proto_for_shape(proto)
 
 
+def shown(value: ir.Value) -> str:
+    """Return the name to show the user: that of the model's value, before the loss's own Cast."""
+    node = value.producer()
+    while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
+        value, node = node.inputs[0], node.inputs[0].producer()
+    return repr(value.name)
+
+
 def static(value: ir.Value, axis: int, why: str) -> int:
     """Return a dimension that must be known when merging.
 
@@ -319,7 +325,7 @@ def static(value: ir.Value, axis: int, why: str) -> int:
     size = dims(value)[axis]
     if size is None:
         raise ModelError(
-            f"axis {axis} of {value.name!r} has no fixed size ({value.shape}), which {why} needs;"
+            f"axis {axis} of {shown(value)} has no fixed size ({value.shape}), which {why} needs;"
             f" give the inputs' shapes"
         )
     return size

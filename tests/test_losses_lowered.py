@@ -74,3 +74,17 @@ def test_no_constant_of_a_loss_looks_like_a_weight(text, shapes):
     model = loss_model(text, shapes)
     weights = [name for name in trainable_parameters(model) if name.startswith("loss/")]
     assert weights == []
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_mixed_precision_changes_little(case):
+    text, shapes = ALL[case]
+    model = loss_model(text, {name: ("N", *shape[1:]) for name, shape in shapes.items()})
+    scale = 1 if case == "dml probabilities" else 300  # whose squares no float16 can hold
+    arrays = {n: np.float32(scale) * a.astype(np.float16) for n, a in ordinary(case).items()}
+    feeds, run = feeds_for(model, arrays), differentiator(model)
+    expected, _ = run(feeds)
+    halves = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in feeds.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = run(halves)
+    assert loss == pytest.approx(expected, rel=3e-2)
