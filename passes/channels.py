@@ -11,6 +11,7 @@ move data take grids along; one that needs a plain axis collapses the grid to it
 must then live and die together.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -138,11 +139,9 @@ class Channels:
 
     def freeze(self, layout: Iterable[Block], reason: str) -> None:
         """Let all channels of ``layout`` stay."""
-        blocks = [block for block in layout if block.ids.size]
-        if blocks:
-            pin = self.pin(reason)
-            for block in blocks:
-                self.tie(block.ids, pin)
+        for block in layout:  # a pin each, so that blocks do not answer for one another
+            if block.ids.size:
+                self.tie(block.ids, self.pin(reason))
 
     def made_up(self, value: ir.Value, axis: int, size: int) -> Ids:
         """Ids for an axis that the present node makes up, so that it can make up less."""
@@ -150,6 +149,12 @@ class Channels:
         ids = self._fresh(size)
         self.births.append(Birth(int(ids[0]), size, value, axis, self.node, None))
         return ids
+
+    def is_made_up(self, ids: Ids) -> bool:
+        """Tell whether the first of ``ids`` was born in a tensor that a node makes up."""
+        first = int(ids.flat[0])
+        birth = self.births[bisect_right(self.births, first, key=lambda b: b.start) - 1]
+        return birth.operand is None and first < birth.start + birth.size
 
     # ---- operands
 

@@ -219,6 +219,8 @@ def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[P
         NotFoundError: Nothing matches; near misses are listed.
     """
     wanted, unwanted = compiled(pattern), compiled(ignore) if ignore else None
+    if not analysis.parameters:
+        raise NotFoundError(_why_empty(analysis.model))
     chosen = [
         p
         for p in analysis.parameters
@@ -231,6 +233,21 @@ def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[P
             f"{' that is not ignored' if ignore else ''}{misses(analysis, pattern)}"
         )
     return chosen
+
+
+def _why_empty(model: ir.Model) -> str:
+    """Say why a model has no parameter at all."""
+    bodies = {
+        node.op_type
+        for node in model.graph
+        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+    }
+    if bodies:
+        return (
+            f"nothing can be pruned: every layer with weights is in a body of"
+            f" {' or '.join(sorted(bodies))}, and bodies are left whole"
+        )
+    return "nothing can be pruned: no node of the model has a weight with channels"
 
 
 def compiled(pattern: str) -> re.Pattern[str]:

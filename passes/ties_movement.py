@@ -146,7 +146,7 @@ def reshape(t: Channels, node: ir.Node) -> None:
     if any(len(b.axes) > 1 for b in x.layout) and _ends_shuffle(t, node, x, out):
         return
     blocks: list[Block] = []
-    for block in x.layout:
+    for block in sorted(x.layout, key=lambda b: _claim(t, b)):
         moved = reshaped(block, x.shape, out)
         if moved is None:
             continue
@@ -155,6 +155,12 @@ def reshape(t: Channels, node: ir.Node) -> None:
         else:
             blocks.append(moved)
     t.set(0, blocks)
+
+
+def _claim(t: Channels, block: Block) -> tuple[bool, int]:
+    """Which block lives on where two axes merge: a weight's, then the heads or the dims."""
+    side = min(block.axes) if t.attention == "heads" else -max(block.axes)
+    return t.is_made_up(block.ids), side
 
 
 def _ends_shuffle(t: Channels, node: ir.Node, x: Operand, out: tuple[int, ...]) -> bool:
