@@ -15,7 +15,8 @@ from onnxslim_kd import roles
 from onnxslim_kd.errors import ProofError, UserError
 from onnxslim_kd.model import ModelLike, load, name_of
 from onnxslim_kd.passes.join import Teachers
-from onnxslim_kd.runtime import Array, Session, random_feeds
+from onnxslim_kd.probe import Probe, values_by_name
+from onnxslim_kd.runtime import Array, random_feeds
 from onnxslim_kd.shapes import Shape, choose_inputs
 
 
@@ -60,45 +61,64 @@ def verify_merge(
         raise UserError("this model was not made by merge: it records no roles")
     if not isinstance(teachers, Mapping):
         teachers = {record.teachers[0].name: teachers}
-    pairs = [_Pair("the student", load(student), "", {n: n for n in record.student_inputs})]
-    for t in record.teachers:
-        pairs.append(_Pair(f"teacher {t.name!r}", load(teachers[t.name]), t.prefix, t.inputs))
     sizes = [choose_inputs(merged, given, 0) for given in shapes] or _two_sizes(merged)
     runs = [_feeds(merged, record, size, seed) for size in sizes]
-    got = _run_merged(merged, record, pairs, runs)
-    count = sum(_compare(merged, pair, got) for pair in pairs)
-    losses = {n: float(got[-1][n]) for n in (record.loss, *(t.output for t in record.terms))}
+    _compute_fed(merged, record, runs)
+    own_inputs = {name: name for name in record.student_inputs}
+    claims = _alone("the student", student, merged, ("", own_inputs), runs)
+    for t in record.teachers:
+        claims += _alone(
+            f"teacher {t.name!r}", teachers[t.name], merged, (t.prefix, t.inputs), runs
+        )
+    terms = [record.loss, *(term.output for term in record.terms)]
+    got = _run_merged(merged, [*terms, *(claim.value for claim in claims)], runs)
+    _compare(claims, got)
+    losses = {name: float(got[-1][name]) for name in terms}
     for name, number in losses.items():
         if not np.isfinite(number):
             raise ProofError(f"loss {name!r} is {number} for random inputs")
-    return Proof(count, tuple(sizes), losses)
+    return Proof(len(claims), tuple(sizes), losses)
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """One of the models that were merged."""
+class _Claim:
+    """What a value of the merged graph must be, found by running its model alone."""
 
     title: str
-    alone: ir.Model
-    prefix: str
-    feeds: Mapping[str, str]
-    """Its own inputs -> the values of the merged graph that it reads there."""
-
-    def shared(self, merged: Mapping[str, ir.Value]) -> dict[str, str]:
-        """Own name -> merged name, of all outputs and of what losses read besides."""
-        found = {}
-        for node in self.alone.graph:
-            for value in node.outputs:
-                other = merged.get(f"{self.prefix}{value.name}") if value.name else None
-                if other is None:
-                    continue
-                if value.is_graph_output() or len(other.uses()) > len(value.uses()):
-                    found[name_of(value)] = name_of(other)
-        return found
+    name: str
+    """Of the value in its own model."""
+    value: str
+    """Its name in the merged graph."""
+    expected: list[Array]
+    """For every run."""
 
 
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    return {name_of(v): v for node in model.graph for v in node.outputs if v.name}
+def _alone(
+    title: str,
+    source: ModelLike,
+    merged: ir.Model,
+    place: tuple[str, Mapping[str, str]],
+    runs: Sequence[Mapping[str, Array]],
+) -> list[_Claim]:
+    """Run one model alone, on what feeds it in the merged graph; it is let go afterwards."""
+    prefix, feeds = place
+    model = load(source)
+    shared = _shared(model, values_by_name(merged), prefix)
+    probe = Probe(model, list(shared))
+    results = [probe.run({name: run[value] for name, value in feeds.items()}) for run in runs]
+    return [_Claim(title, n, v, [result[n] for result in results]) for n, v in shared.items()]
+
+
+def _shared(alone: ir.Model, merged: Mapping[str, ir.Value], prefix: str) -> dict[str, str]:
+    """Own name -> merged name, of all outputs and of what losses read besides."""
+    found = {}
+    for name, value in values_by_name(alone).items():
+        other = merged.get(f"{prefix}{name}")
+        if other is None:
+            continue
+        if value.is_graph_output() or len(other.uses()) > len(value.uses()):
+            found[name] = name_of(other)
+    return found
 
 
 def _two_sizes(model: ir.Model) -> list[dict[str, Shape]]:
@@ -120,44 +140,34 @@ def _feeds(
     return feeds
 
 
+def _compute_fed(merged: ir.Model, record: roles.Roles, runs: Sequence[dict[str, Array]]) -> None:
+    """Add what adapters make of the inputs, for that is what the teachers read."""
+    fed = {value for teacher in record.teachers for value in teacher.inputs.values()}
+    computed = [name for name in values_by_name(merged) if name in fed]
+    if not computed:
+        return
+    inputs = list(record.student_inputs)
+    part = ir.convenience.extract(merged.graph, inputs, computed)
+    probe = Probe(ir.Model(part, ir_version=merged.ir_version), computed)
+    for run in runs:
+        run.update(probe.run({name: run[name] for name in inputs}))
+
+
 def _run_merged(
-    merged: ir.Model,
-    record: roles.Roles,
-    pairs: Sequence[_Pair],
-    runs: Sequence[Mapping[str, Array]],
+    merged: ir.Model, names: Sequence[str], runs: Sequence[Mapping[str, Array]]
 ) -> list[dict[str, Array]]:
-    """All that is compared, and what the teachers were fed, for each of ``runs``."""
-    wanted = dict.fromkeys([record.loss, *(term.output for term in record.terms)])
-    values = _values(merged)
-    for pair in pairs:
-        wanted.update(dict.fromkeys([*pair.shared(values).values(), *pair.feeds.values()]))
-    names = [name for name in wanted if name in values]
-    session = _session(merged, names)
-    return [{**feeds, **session.run(feeds, names)} for feeds in runs]
+    inputs = [name_of(value) for value in merged.graph.inputs]
+    probe = Probe(merged, list(dict.fromkeys(names)))
+    return [probe.run({name: run[name] for name in inputs}) for run in runs]
 
 
-def _session(model: ir.Model, names: Sequence[str]) -> Session:
-    """A session that returns inner values as well; unoptimised, so that nothing is fused away."""
-    probe = model.clone()
-    values = _values(probe)
-    have = {v.name for v in probe.graph.outputs}
-    probe.graph.outputs.extend(values[name] for name in names if name not in have)
-    return Session(probe, optimise=False)
-
-
-def _compare(merged: ir.Model, pair: _Pair, got: Sequence[Mapping[str, Array]]) -> int:
-    """Run one model alone on what it was fed in the merged graph; return how many values agree."""
-    shared = pair.shared(_values(merged))
-    session = _session(pair.alone, list(shared))
-    for run in got:
-        feeds = {name: run[source] for name, source in pair.feeds.items()}
-        for name, array in session.run(feeds, list(shared)).items():
-            if not _same(array, run[shared[name]]):
+def _compare(claims: Sequence[_Claim], got: Sequence[Mapping[str, Array]]) -> None:
+    for claim in claims:
+        for expected, run in zip(claim.expected, got, strict=True):
+            if not _same(expected, run[claim.value]):
                 raise ProofError(
-                    f"value {name!r} of {pair.title} is not the same in the merged model"
-                    f" for inputs of shapes {[list(a.shape) for a in feeds.values()]}"
+                    f"value {claim.name!r} of {claim.title} is not the same in the merged model"
                 )
-    return len(shared)
 
 
 def _same(a: Array | list[Array], b: Array | list[Array]) -> bool:
