@@ -4,7 +4,7 @@ Everything that a loss adds is named after it: nodes and values ``loss/<name>/..
 initializers ``loss_<name>_...``. Shapes are inferred as nodes are added, so that builders can ask.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 Number = float | int | bool
 Operand = ir.Value | Number | Array | Sequence[int] | None
 LABEL = "label"
-LabelKind = Literal["class", "soft", "ratios"]
+LabelKind = Literal["class", "mask", "soft", "ratios"]
 _FIXED_BITS = 62
 """Fixed-point bits of `Scope.stop_gradient`: exact for float32 numbers down to 2**-38."""
 
@@ -31,8 +31,8 @@ _FIXED_BITS = 62
 class Labels:
     """The ground-truth inputs of a graph, each made once and shared by all losses.
 
-    ``class`` is ``label``, int64 [N] or [N, H, W]; ``soft`` is ``label_soft``, float [N, C];
-    ``ratios`` is ``label_ratios``, float [N, 2, C].
+    ``class`` is ``label``, int64 [N] or [N, L], and so is ``mask``, int64 [N, H, W]; ``soft`` is
+    ``label_soft``, float [N, C]; ``ratios`` is ``label_ratios``, float [N, 2, C].
     """
 
     graph: ir.Graph
@@ -44,10 +44,11 @@ class Labels:
         Raises:
             UserError: Two losses need it in different shapes, or its name is taken.
         """
-        name = LABEL if kind == "class" else f"{LABEL}_{kind}"
+        classes = kind in ("class", "mask")
+        name = LABEL if classes else f"{LABEL}_{kind}"
         known = next((v for v in self.graph.inputs if v.name == name), None)
         if known is None:
-            dtype = ir.DataType.INT64 if kind == "class" else ir.DataType.FLOAT
+            dtype = ir.DataType.INT64 if classes else ir.DataType.FLOAT
             known = ir.val(name, dtype, shape)
             self.graph.inputs.append(known)
             self.roles.append(Label(input=name, kind=kind))
@@ -106,21 +107,15 @@ class Scope:
 
         A Python number takes the type of the last value among the inputs.
         """
-        return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
-
-    def ops(
-        self, op_type: str, *inputs: Operand, outputs: int, **attributes: Any
-    ) -> Sequence[ir.Value]:
-        """Add a node with several outputs."""
         types = [v.dtype for v in inputs if isinstance(v, ir.Value) and v.dtype is not None]
         like = types[-1] if types else ir.DataType.FLOAT  # the first may be a Where's condition
         values = [self._value(operand, like) for operand in inputs]
         name = self._fresh(op_type)
-        results = [ir.Value(name=name if i == 0 else f"{name}:{i}") for i in range(outputs)]
-        node = ir.node(op_type, values, attributes, outputs=results, name=name)
+        result = ir.Value(name=name)
+        node = ir.node(op_type, values, attributes, outputs=[result], name=name)
         self.graph.append(node)
-        self._infer(node)
-        return results
+        result.type, result.shape = self._inferred(node)
+        return result
 
     def reduce(
         self, op_type: str, x: ir.Value, axes: Sequence[int] | None = None, *, keep: bool = False
@@ -226,7 +221,7 @@ class Scope:
         """Return the graph input of class numbers: the shape of ``like`` without ``axis``."""
         assert like.shape is not None
         kept = [d for i, d in enumerate(like.shape) if i != axis % len(like.shape)]
-        return self.label_input("class", ir.Shape(kept))
+        return self.label_input("class" if len(kept) < 3 else "mask", ir.Shape(kept))
 
     def label_input(self, kind: LabelKind, shape: ir.Shape) -> ir.Value:
         """Return the graph input of another kind of ground truth; see `Labels`."""
@@ -281,8 +276,8 @@ class Scope:
         self.graph.register_initializer(value)
         return value
 
-    def _infer(self, node: ir.Node) -> None:
-        """Set the types and shapes of the node's outputs, by ONNX's own inference."""
+    def _inferred(self, node: ir.Node) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+        """Return the type and shape of the node's output, by ONNX's own inference."""
         schema = onnx.defs.get_schema(node.op_type, self.opset)
         inputs = [v for v in node.inputs if v is not None]
         types = {name_of(v): ir.serde.serialize_value(v).type for v in inputs}
@@ -298,14 +293,9 @@ class Scope:
             )
         except Exception as error:  # onnx raises its own kinds, which share no base
             raise PassError(f"{node.name} of loss {self.name} does not fit: {error}") from error
-        _set_types(node, found)
-
-
-def _set_types(node: ir.Node, found: Mapping[str, onnx.TypeProto]) -> None:
-    for value in node.outputs:
-        proto = found[name_of(value)]
-        value.type = ir.serde.deserialize_type_proto_for_type(proto)
-        value.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+        proto = found[name_of(node.outputs[0])]
+        kind = ir.serde.deserialize_type_proto_for_type(proto)
+        return kind, ir.serde.deserialize_type_proto_for_shape(proto)
 
 
 def shown(value: ir.Value) -> str:

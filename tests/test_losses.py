@@ -243,6 +243,16 @@ def test_one_label_for_all_losses():
     assert [scope.needs_label for scope in scopes] == [True, True, False]
 
 
+def test_labels_of_maps_are_masks():
+    graph, _ = graph_with()
+    maps = ir.val("m", ir.DataType.FLOAT, ir.Shape(["N", 6, "H", 4]))
+    graph.inputs.append(maps)
+    scope = Scope(graph, "ce")
+    losses.build(scope, parse("ce:m"), [maps], [])
+    assert scope.labels.roles == [Label(input="label", kind="mask")]
+    assert [str(d) for d in graph.inputs[3].shape] == ["N", "H", "4"]
+
+
 def test_refuses_labels_of_two_shapes():
     with pytest.raises(UserError, match=r"input 'label' is \[N\] for one loss and \[N,4,4\]"):
         loss_model("ce:s;ce:m,name=two", {"s": ("N", 6), "m": ("N", 6, 4, 4)})
