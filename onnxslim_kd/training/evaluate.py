@@ -50,14 +50,21 @@ class Predictor:
         UserError: The provider is not available here.
     """
 
-    def __init__(self, model: ir.Model, *, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        session: Session | None = None,
+    ) -> None:
         roles = roles_io.read(model)
         self.model = model
         self.feeder = Feeder(model, roles)
         self.outputs = [model_io.name_of(value) for value in model.graph.outputs]
         if roles is not None:
             self.outputs = list(roles.student_outputs)
-        self._session = Session(model, provider=provider, threads=threads)
+        self._session = session or Session(model, provider=provider, threads=threads)
         self.fixed = _fixed_batch(model)
 
     def __call__(self, batch: Batch) -> dict[str, Array]:
