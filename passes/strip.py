@@ -97,12 +97,13 @@ def infer_prune(
     if activation is not None:
         add_activation(start, activation)
     notes = [f"{switched} nodes switched from training to inference"] if switched else []
-    as_given = not switched and activation is None and inputs == _names(start) and not outputs
+    as_given = keep == "student" and not (outputs or switched or activation)
     reference = None
     if verify:
         reference = _reference(start, model if as_given else None, shapes, notes)
     guard = _Guard(reference)
     gated = gate.apply(start, STEPS, guard.differs)
+    guard.insist(gated.model)
     keep_inputs(gated.model, inputs)
     _check(gated.model)
     return Stripped(
@@ -124,10 +125,6 @@ def _declare(model: ir.Model, keep: str, outputs: Sequence[str] | None) -> list[
     return inputs
 
 
-def _names(model: ir.Model) -> list[str]:
-    return [str(value.name) for value in model.graph.inputs]
-
-
 def _reference(
     start: ir.Model,
     given: "ModelLike | None",
@@ -139,10 +136,11 @@ def _reference(
     if random:
         notes.append(f"outputs are random ({random[0].op_type} {random[0].name}): not compared")
         return None
+    names = [str(value.name) for value in start.graph.outputs]
     if given is not None:
         source = given if isinstance(given, str | os.PathLike) else load(given, normalise=False)
         try:
-            return Reference.of(start, source=source, given=shapes)
+            return Reference.of(start, source=source, outputs=names, given=shapes)
         except ModelError as error:
             notes.append(f"compared with its normalised form: the file itself fails: {error}")
     return Reference.of(start, given=shapes)
@@ -166,6 +164,12 @@ class _Guard:
             return f"outputs differ by {worst:.1e} of their magnitude, {TOLERANCE:.0e} allowed"
         self.proof = Proof(tuple(self.reference.shapes), worst)
         return None
+
+    def insist(self, model: ir.Model) -> None:
+        """Compare a model that no step changed, and refuse it if it differs."""
+        wrong = self.differs(model) if self.proof is None else None
+        if wrong is not None:
+            raise ProofError(f"the outputs are not those of the given model: {wrong}")
 
 
 def _check(model: ir.Model) -> None:

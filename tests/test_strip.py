@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from merge_models import net
 from test_fold import filled
 
 from onnxslim_kd import model, roles
@@ -12,6 +13,7 @@ from onnxslim_kd.compare import Reference
 from onnxslim_kd.errors import ModelError, NotFoundError, UserError
 from onnxslim_kd.passes.gate import size
 from onnxslim_kd.passes.half import to_half
+from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.passes.strip import Stripped, infer_prune
 
 BN = "float[4] scale, float[4] bias, float[4] mean, float[4] var"
@@ -79,6 +81,18 @@ def test_the_student_equals_the_one_that_was_merged() -> None:
     alone = filled(MERGED.replace(training, "n = BatchNormalization ("))
     done = infer_prune(merged()).model
     assert Reference.of(alone, outputs=["y"]).differs(done) is None
+
+
+def test_what_merge_writes_gives_back_student_and_teacher() -> None:
+    student, teacher = net(width=4), net(width=6, seed=1)
+    joined = merge(student, teacher, ["l2:y=y,weight=0.5", "kl:y=y"])
+    for keep, original in (("student", student), ("teacher", teacher)):
+        done = infer_prune(joined, keep=keep)
+        assert interface(done.model)[0] == ["x"]
+        names = dict(zip(["y"], interface(done.model)[1], strict=True))
+        assert Reference.of(model.load(original)).differs(done.model, names=names) is None
+        assert len(done.model.graph) == 7
+        assert done.model.metadata_props.keys() <= {"onnxslim_kd.tool"}
 
 
 @pytest.mark.parametrize("keep", ["teacher", "t"])
