@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -300,6 +302,24 @@ def test_the_first_value_that_is_not_finite_is_named():
     assert lowered.first_nonfinite({"x": -torch.ones(2)}) == "a"
 
 
+def test_a_copy_is_independent():
+    lowered = lower(norm()).train()
+    lowered({"x": torch.randn(4, 3, 5)})
+    twin = copy.deepcopy(lowered)
+    before = {name: buffer.clone() for name, buffer in lowered.buffers_by_name.items()}
+    twin({"x": torch.randn(4, 3, 5)})
+    twin.eval()
+    torch.testing.assert_close(dict(lowered.buffers_by_name), before)
+    assert all(node.training for node in lowered.modal_nodes().values())
+
+
+def test_autocast_runs_products_in_bfloat16():
+    lowered = lower(linear(), outputs=["h", "y"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = lowered({"x": torch.ones(2, 3)}, ["h"])
+    assert found["h"].dtype == torch.bfloat16
+
+
 def test_looking_for_what_is_not_finite_leaves_statistics_alone():
     lowered = lower(norm()).train()
     assert lowered.first_nonfinite({"x": torch.randn(4, 3, 5)}) is None
@@ -375,6 +395,19 @@ def test_if_on_an_input_runs_one_branch(condition):
     y.sum().backward()
     assert (lowered.parameters_by_name["w"].grad is not None) == condition
     assert lowered.parameters_by_name["b"].grad is not None
+
+
+def test_branches_may_use_one_name_for_two_constants():
+    body = """y = If(c) <
+        then_branch = t () => (float[2] a) <float[2] k = {1.0, 2.0}> { a = Mul(x, k) },
+        else_branch = e () => (float[2] b) <float[2] k = {3.0, 4.0}> { b = Mul(x, k) }>"""
+    model = parse(body, "float[2] x, bool c", "float[2] y")
+    lowered = lower(model, trainable=[])
+    for condition, expected in ((True, [1, 2]), (False, [3, 4])):
+        feeds = {"x": torch.ones(2), "c": torch.tensor(condition)}
+        assert lowered(feeds)["y"].tolist() == expected
+    with pytest.raises(ModelError, match="two initializers are called k; rename one"):
+        lower(model, trainable=["k"])
 
 
 def test_if_in_an_if_and_norms_inside():

@@ -85,7 +85,7 @@ class Translator:
         elif value in self.constants or value.const_value is not None:
             tensor = self.constants.get(value)
             held = tensor if tensor is not None else to_torch(_tensor(value))
-            self.weights.register(name, held)
+            name = self.weights.register(name, held)
             node.meta["weight"] = self.weights.keys[name]
             node.meta["shape"] = held.shape
         else:

@@ -119,7 +119,7 @@ def _constant(use: Use, what: str) -> Role:
 def _added(use: Use) -> Role:
     if not use.wide:
         return _constant(use, "scalar")
-    if _on_input(use):
+    if len(use.wide) == 1 and _on_input(use):
         return _constant(use, "normalisation of a graph input")
     if not np.isfinite(use.array).all() or np.abs(use.array).max() >= LARGE:
         return _constant(use, "mask")
