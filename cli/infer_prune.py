@@ -46,7 +46,7 @@ def infer_prune(model: Path, **given: Any) -> None:
     stripped = strip(
         model,
         keep=given["keep"],
-        outputs=given["outputs"].split(",") if given["outputs"] else None,
+        outputs=[name.strip() for name in (given["outputs"] or "").split(",") if name.strip()],
         activation=_activation(given),
         shapes=shapes,
         verify=given["verify"],
@@ -95,9 +95,9 @@ def _report(stripped: "Stripped", half: float | None, given: dict[str, Any]) -> 
     rows.append(("bytes of weights", *(f"{number:,}" for number in stripped.bytes)))
     options.print_table("What infer-prune removed and folded", ("", "before", "after"), rows)
     steps = ", ".join(f"{name} {count}" for name, count in stripped.removed.items() if count)
-    click.echo(f"\nNodes less by step: {steps or 'none'}")
+    click.echo(click.wrap_text(f"\nNodes less by step: {steps or 'none'}", 80))
     for note in stripped.notes:
-        click.echo(f"Note: {note}")
+        click.echo(click.wrap_text(f"Note: {note}", 80))
     click.echo(_proof_text(stripped))
     if half is not None:
         click.echo(f"Half precision: outputs differ by {half:.1e} of their magnitude at most")
