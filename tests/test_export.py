@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -280,6 +282,11 @@ def test_command(tmp_path) -> None:
     assert list(model_io.load(path).graph.outputs[0].shape) == ["batch", 4]
     with pytest.raises(UserError, match="exists; choose another name or pass --force"):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def test_the_zoo_and_the_command_do_not_import_torch() -> None:
+    code = "import sys, onnxslim_kd.zoo, onnxslim_kd.cli.export; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_command_lists_the_zoo() -> None:
