@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "Write an architecture, or your torch module, as ONNX with live BatchNormalization.",
     "inspect": "List parameters, groups, shapes and costs of a model.",
     "prune": "Remove whole channels of chosen parameters, with proof.",
+    "sensitivity": "Measure what each group of channels is worth.",
     "bench": "Measure models against each other on ONNX Runtime.",
     "merge": "Join student, teachers and distillation losses in one ONNX graph, with proof.",
     "draw": "Draw a graph, folded by module.",

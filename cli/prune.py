@@ -12,7 +12,7 @@ from onnxslim_kd.errors import UserError
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.passes.prune import Choice
-    from onnxslim_kd.passes.targets import Quantity, Target
+    from onnxslim_kd.passes.targets import Curves, Quantity, Target
     from onnxslim_kd.plans import Plan
 
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="The same share of every group, or one threshold over all scores.",
 )
+@click.option("--sensitivity", type=click.Path(path_type=Path), help="A file of `sensitivity`.")
+@click.option("--max-loss", type=float, help="With it: the share of the metric a group may cost.")
 @click.option("--ignore", help="Regular expression of what must stay.")
 @click.option(
     "--criterion",
@@ -131,7 +133,18 @@ def _choice(given: dict[str, Any]) -> "Choice | Plan":
         amount=Amount(given["round_to"] or 0, given["selector"]),
         target=_target(given),
         allocation=given["allocation"],
+        sensitivity=_curves(given["sensitivity"]),
+        max_loss=given["max_loss"],
     )
+
+
+def _curves(path: Path | None) -> "Curves | None":
+    if path is None:
+        return None
+    from onnxslim_kd import sensitivity
+
+    found = sensitivity.load(path)
+    return {name: found.curve(name) for name in found.losses}
 
 
 def _target(given: dict[str, Any]) -> "Target | None":

@@ -32,7 +32,18 @@ from onnxslim_kd.passes.ratios import (
     candidates,
     machine_block,
 )
-from onnxslim_kd.passes.targets import Allocation, Found, Target, allocator, search
+from onnxslim_kd.passes.targets import (
+    Allocation,
+    Allocator,
+    Curves,
+    Found,
+    LatencyTarget,
+    Target,
+    allocator,
+    by_loss,
+    curve_of,
+    search,
+)
 from onnxslim_kd.plans import Group, Member, Options, Plan, Refusal
 
 PLAN_KEY = "onnxslim_kd.pruned"
@@ -53,9 +64,13 @@ class Choice:
     criterion: str = "l1"
     group_score: GroupScore = "first"
     amount: Amount = field(default_factory=lambda: Amount(round_to=0))
-    target: Target | None = None
-    """Instead of a ratio: find the strength that removes this share of MACs, ..."""
+    target: Target | LatencyTarget | None = None
+    """Instead of a ratio: find the strength that removes this share of MACs, ..., or measure."""
     allocation: Allocation = "uniform"
+    sensitivity: Curves | None = None
+    """Per parameter, the loss by ratio; the ratios then come from it."""
+    max_loss: float | None = None
+    """The loss that each group may cost, as a share of the metric; or give a target."""
 
     def __post_init__(self) -> None:
         if self.criterion not in IMPORTANCES:
@@ -67,6 +82,10 @@ class Choice:
                 raise UserError(f"{name}: a ratio must be in [0, 1), got {ratio:g}")
         if self.amount.round_to < 0:
             raise UserError(f"round-to must be 1 or more, got {self.amount.round_to}")
+        if self.max_loss is not None and not (isfinite(self.max_loss) and self.max_loss >= 0):
+            raise UserError(f"--max-loss must be 0 or more, got {self.max_loss:g}")
+        if (self.sensitivity is None) != (self.max_loss is None) and self.target is None:
+            raise UserError("--sensitivity goes with --max-loss or a target, and the other way")
 
     def requests(self, analysis: Analysis) -> list[Request]:
         """Return the parameters asked for, with their ratios.
@@ -90,19 +109,37 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
     Raises:
         UserError: The choice names nothing, or its criterion cannot score a parameter.
     """
+    if isinstance(choice.target, LatencyTarget):
+        from onnxslim_kd.passes import latency  # it cuts and measures, with what is below
+
+        return latency.plan(analysis, choice, choice.target)
     ranked, refused, notes = rank(analysis, choice)
-    amount = resolved(choice.amount)
+    allocate = _allocate(choice, ranked, notes)
     if choice.target is None:
-        allocate = allocator(choice.allocation, ranked, amount)
-        same = choice.allocation == "global"
-        gone = allocate(choice.ratio) if same else [amount.removed(c, c.ratio) for c in ranked]
-        removed = mark(analysis, gone)
+        strength = choice.ratio if choice.max_loss is None else choice.max_loss
+        removed = mark(analysis, allocate(strength))
     else:
-        found = search(analysis, allocator(choice.allocation, ranked, amount), choice.target)
+        found = search(analysis, allocate, choice.target)
         ranked = [replace(c, ratio=found.strength) for c in ranked]
         removed = found.removed
         notes.append(_searched(choice.target, found))
     return describe(analysis, ranked, removed, choice.criterion, refused=refused, notes=notes)
+
+
+def _allocate(choice: Choice, ranked: Sequence[Candidate], notes: list[str]) -> Allocator:
+    """Return how a strength is spread: a ratio, a threshold, or a loss."""
+    amount = resolved(choice.amount)
+    if choice.sensitivity is not None:
+        curves = [curve_of(choice.sensitivity, c) for c in ranked]
+        notes += [
+            f"{c.asked[0].name} is not in the sensitivity file and stays"
+            for c, curve in zip(ranked, curves, strict=True)
+            if not curve
+        ]
+        return by_loss(ranked, curves, amount)
+    if choice.allocation == "uniform" and choice.target is None:
+        return lambda _: [amount.removed(c, c.ratio) for c in ranked]
+    return allocator(choice.allocation, ranked, amount)
 
 
 def _searched(target: Target, found: Found) -> str:

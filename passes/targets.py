@@ -4,12 +4,14 @@ The tutorials' semantics: a target of 0.5 removes half of the *MACs*; one common
 by bisection, starting at 0.5, and a share within 0.01 of the target is good enough.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from onnxslim_kd.bench import Setting
 from onnxslim_kd.cost import is_weight
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.channels import Ids
@@ -40,6 +42,35 @@ class Target:
                 f"--target-{self.quantity}: the share to remove must be in (0, 1),"
                 f" got {self.share:g}"
             )
+
+
+@dataclass(frozen=True)
+class LatencyTarget:
+    """Keep this share of the latency, as measured on this machine (see `passes.latency`).
+
+    Raises:
+        UserError: The share is not in (0, 1).
+    """
+
+    share: float
+    provider: str = "cpu"
+    threads: int = 0
+    """Threads inside an operator; 0 stands for the cores that this process may use."""
+    cache: Path | None = None
+    """The folder of measured layers; the platform's place for such files unless given."""
+    tolerance: float = 0.03
+    """How near the measured ratio must be, as a share of ``share``."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UserError(
+                f"--target-latency: the share to keep must be in (0, 1), got {self.share:g}"
+            )
+
+    @property
+    def setting(self) -> Setting:
+        """How the whole model is measured."""
+        return Setting(self.provider, self.threads, rounds=40, seconds=8.0)
 
 
 @dataclass(frozen=True)
@@ -82,6 +113,39 @@ def allocator(kind: Allocation, ranked: Sequence[Candidate], amount: Amount) -> 
         ]
 
     return below
+
+
+Curve = Sequence[tuple[float, float]]
+"""Points (ratio, loss), as a share of the metric."""
+Curves = Mapping[str, Curve]
+
+
+def curve_of(curves: Curves, candidate: Candidate) -> Curve:
+    """Return the curve of the first parameter of a group that was measured, or nothing."""
+    return next((curves[p.name] for p in candidate.asked if curves.get(p.name)), ())
+
+
+def by_loss(ranked: Sequence[Candidate], curves: Sequence[Curve], amount: Amount) -> Allocator:
+    """Spread a loss: every group goes as far as it costs that much by its curve."""
+    return lambda loss: [
+        amount.removed(c, ratio_for(curve, loss)) for c, curve in zip(ranked, curves, strict=True)
+    ]
+
+
+def ratio_for(curve: Curve, loss: float) -> float:
+    """Return the largest ratio whose loss stays within ``loss``, between the points linearly.
+
+    As PaddleSlim's get_ratios_by_loss: points are scanned from the largest ratio; 0 when even the
+    smallest loses more.
+    """
+    points = sorted(curve, reverse=True)
+    for index, (ratio, lost) in enumerate(points):
+        if lost <= loss:
+            if index == 0:
+                return ratio
+            above, lost_above = points[index - 1]
+            return ratio + (above - ratio) * (loss - lost) / (lost_above - lost)
+    return 0.0
 
 
 def _normalised(candidate: Candidate) -> Ids:

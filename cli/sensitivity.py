@@ -1,0 +1,97 @@
+"""onnxslim-kd sensitivity."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxslim_kd.cli import options
+from onnxslim_kd.errors import UserError
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(options_metavar="[OPTIONS]", epilog="To join files: sensitivity merge A B -o C.")
+@click.argument("models", nargs=-1, required=True, type=FILE, metavar="MODEL | merge FILES...")
+@click.option("-o", "--output", required=True, type=FILE, help="The file to begin or go on with.")
+@click.option("--pattern", default=".*", show_default=True, help="Which parameters.")
+@click.option("--ratios", default="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9", show_default=True)
+@click.option("--criterion", default="l1", show_default=True, help="Which channels go first.")
+@click.option("--data", help="As in train; without it the outputs' distance is measured.")
+@click.option("--preprocess", default="", help="The same line as in training.")
+@click.option("--metric", default="auto", help="auto, top1, miou, map or module:function.")
+@click.option("--samples", default=1024, show_default=True, help="At most this many; in memory.")
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
+@click.option("--threads", default=0, help="0 lets the runtime choose.")
+@click.option("--force", is_flag=True, help="With merge: replace the output if it exists.")
+def sensitivity(models: tuple[Path, ...], **given: Any) -> None:
+    """Measure what MODEL loses when a share of each group's channels is silent."""
+    from onnxslim_kd import sensitivity as measuring
+
+    if models[0] == Path("merge"):
+        if len(models) < 3:
+            raise click.UsageError("sensitivity merge needs two files or more")
+        from onnxslim_kd.model import write_text
+
+        joined = measuring.merge(models[1:])
+        write_text(given["output"], joined.text(), overwrite=given["force"])
+        return
+    if len(models) > 1:
+        raise click.UsageError("give one model, or `merge` and files")
+    _measure(models[0], given)
+
+
+def _measure(model: Path, given: dict[str, Any]) -> None:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    from onnxslim_kd import api
+    from onnxslim_kd import sensitivity as measuring
+    from onnxslim_kd.passes.groups import match
+
+    reading = api.Reading(inputs=options.shapes(given["inputs"]))
+    analysis = api.inspect(model, reading)
+    chosen = [p for p in match(analysis, given["pattern"]) if p.produces]
+    job = measuring.Job(
+        analysis, chosen, *_score(analysis, given), given["criterion"], _ratios(given)
+    )
+    runtime = {"provider": given["provider"], "threads": given["threads"]}
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.completed}/{task.total}")) as bar:
+        task = bar.add_task("measuring")
+        for done, total in measuring.run(job, given["output"], **runtime):
+            bar.update(task, completed=done, total=total)
+    found = measuring.load(given["output"])
+    step = -(-len(job.ratios) // 5)  # five columns fit beside a name
+    rows = [
+        (name, *(f"{loss:+.1%}" for _, loss in found.curve(name)[::step])) for name in found.losses
+    ]
+    ratios = [f"{ratio:g}" for ratio in sorted(job.ratios)[::step]]
+    options.print_table(f"Loss of {found.measure}", ("parameter", *ratios), rows)
+
+
+def _ratios(given: dict[str, Any]) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in given["ratios"].split(","))
+    except ValueError:
+        raise UserError(f"--ratios {given['ratios']!r}: expected a form such as 0.1,0.5") from None
+
+
+def _score(analysis: Any, given: dict[str, Any]) -> tuple[Any, str, bool]:
+    """The function that scores a session, its name, and whether lower is better."""
+    if given["data"] is None:
+        from onnxslim_kd.passes.distance import Distance
+
+        return Distance.of(analysis.model, analysis.shapes.inputs), "output distance", True
+    from onnxslim_kd.training.scoring import Scorer
+
+    scorer = Scorer.of(
+        analysis.model,
+        data=given["data"],
+        preprocess=given["preprocess"],
+        metric=given["metric"],
+        samples=given["samples"],
+        batch_size=given["batch_size"],
+    )
+    return scorer, scorer.name, scorer.lower_is_better
