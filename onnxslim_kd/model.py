@@ -238,7 +238,22 @@ def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
             raised = onnx.version_converter.convert_version(proto, lowest)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
-    adopt(model, ir.serde.deserialize_model(raised))
+    other = ir.serde.deserialize_model(raised)
+    _carry_notes(model.graph, other.graph)
+    adopt(model, other)
+
+
+def _carry_notes(old: ir.Graph, new: ir.Graph) -> None:
+    """Copy what the converter drops: metadata of nodes and values, quantisation annotations."""
+    known = ir.convenience.create_value_mapping(old)
+    for name, value in ir.convenience.create_value_mapping(new).items():
+        if (before := known.get(name)) is None:
+            continue
+        value.meta.update(before.meta)
+        value.metadata_props.update(before.metadata_props)
+        producer, source = value.producer(), before.producer()
+        if producer is not None and source is not None:
+            producer.metadata_props.update(source.metadata_props)
 
 
 def adopt(model: ir.Model, other: ir.Model) -> None:

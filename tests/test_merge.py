@@ -135,6 +135,17 @@ def test_the_older_opset_is_raised():
         verify_merge(merged, net(opset=student), net(opset=teacher, seed=1))
 
 
+def test_raising_the_opset_keeps_notes():
+    proto = ir.to_proto(net())
+    proto.graph.node[1].metadata_props.add(key="k", value="v")
+    note = proto.graph.quantization_annotation.add(tensor_name="r1")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w1")
+    merged = ir.to_proto(merge(proto, net(opset=21, seed=1), ["l2:y=y"]))
+    assert merged.opset_import[0].version == 21
+    assert [p.value for p in merged.graph.node[1].metadata_props] == ["v"]
+    assert [a.tensor_name for a in merged.graph.quantization_annotation] == ["r1"]
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     merged = merge(net(), net(seed=1), ["kl:y=y", "ce:y"])
     save(merged, tmp_path / "merged.onnx", external_data=True)
