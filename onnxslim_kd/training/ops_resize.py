@@ -38,7 +38,7 @@ class Resize:
         if self.coordinates == "tf_crop_and_resize":
             raise node.refuse("coordinate mode tf_crop_and_resize is not supported")
         node.host.add(1)
-        self._held: dict[tuple[int, int, float], Tensor] = {}
+        self._held: dict[tuple[int, int, float, torch.device], Tensor] = {}
 
     def __call__(
         self,
@@ -96,10 +96,10 @@ class Resize:
     # --------------------------------------------------------------------- one axis
 
     def _along(self, x: Tensor, axis: int, out: int, scale: float) -> Tensor:
-        key = (x.shape[axis], out, scale)
+        key = (x.shape[axis], out, scale, x.device)
         if key not in self._held:
-            self._held[key] = self._table(*key)
-        table = self._held[key].to(x.device)
+            self._held[key] = self._table(*key[:3]).to(x.device)
+        table = self._held[key]
         if self.mode == "nearest":
             return x.index_select(axis, table)
         held = x.movedim(axis, -1)

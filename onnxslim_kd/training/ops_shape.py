@@ -44,7 +44,7 @@ def arange(node: OpNode) -> Kernel:
 
     def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
         numbers = (start.item(), limit.item(), delta.item())
-        return torch.arange(*numbers, dtype=start.dtype, device=limit.device)
+        return torch.arange(*numbers, dtype=start.dtype)
 
     return run
 

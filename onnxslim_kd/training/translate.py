@@ -27,8 +27,8 @@ QUANTISED = frozenset(
 """Types that inside are kept in floating point, for gradients to pass (`ops_quant`)."""
 STRUCTURAL = frozenset({"Identity", "If"})
 """Not computed, and so not in the table of kernels."""
-SIZES = frozenset({"Shape", "Size"})
-"""Read from the tensor's description, on the CPU, whatever the device."""
+ON_HOST = frozenset({"ConstantOfShape", "Range", "Shape", "Size"})
+"""Made from sizes and numbers, on the CPU, whatever the device."""
 
 
 class Branch(nn.Module):
@@ -160,7 +160,7 @@ class Translator:
         self.constants.update(zip(node.outputs, results, strict=False))
 
     def _emit(self, node: ir.Node, seen: OpNode, kernel: Kernel) -> None:
-        host = node.op_type in SIZES or self._runs_on_host(node, seen)
+        host = node.op_type in ON_HOST or self._runs_on_host(node, seen)
         call = self._call(node, kernel, self._arguments(node, seen, host=host))
         if host:
             self._on_host.add(call)
