@@ -66,7 +66,9 @@ class Cut:
 
 def repair(cut: Cut) -> None:
     """Repair every node of the graph after the weights are cut."""
-    cut.numbers = fold(cut.analysis.model, cut.shapes, cut.analysis.shapes)
+    restored = _restore_sizes(cut)
+    shapes = {v: shape for v, shape in cut.shapes.items() if v not in restored}
+    cut.numbers = fold(cut.analysis.model, shapes, cut.analysis.shapes)
     for node in list(cut.analysis.model.graph):
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if not any(v in cut.shapes or v in cut.numbers for v in values):
@@ -77,6 +79,36 @@ def repair(cut: Cut) -> None:
         handled = fixup(cut, node) if fixup is not None else set()
         _keep_numbers(cut, node, handled)
     remove_dead(cut.analysis.model.graph, cut.orphans)
+
+
+def _restore_sizes(cut: Cut) -> set[ir.Value]:
+    """Let a Shape that reads a dynamic dimension times a cut one give the original product.
+
+    From ``batch * heads`` graphs compute the batch as a quotient of the original number of heads.
+
+    Returns:
+        The values whose sizes read as before the cut.
+    """
+    restored = set()
+    samples = cut.analysis.shapes, cut.analysis.other_sample
+    for node in list(cut.analysis.model.graph):
+        value = node.inputs[0] if node.op_type == "Shape" else None
+        if value not in cut.shapes or value not in samples[1].shape:
+            continue
+        old, new, other = cut.old(value), cut.new(value), samples[1].shape[value]
+        if not any(a != b and a != c for a, b, c in zip(old, new, other, strict=True)):
+            continue
+        part = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(old)))
+        fraction = np.array(old[part], np.int64), np.array(new[part], np.int64)
+        output, readers = node.outputs[0], list(node.outputs[0].uses())
+        original = _scaled(cut, output, f"{node.name}.original", fraction)
+        for use in readers:
+            use.node.replace_input_with(use.idx, original)
+        for sample in samples:
+            sample.number[original] = sample.number[output]
+            sample.shape[original] = sample.shape[output]
+        restored.add(value)
+    return restored
 
 
 def _keep_numbers(cut: Cut, node: ir.Node, handled: set[int]) -> None:
@@ -160,7 +192,8 @@ def _set_shape(cut: Cut, node: ir.Node, index: int, wanted: Array) -> None:
     """Let a shape-like input hold ``wanted`` on the axes that were cut.
 
     A constant is replaced. A computed one that comes out right by itself is left alone; one whose
-    other elements depend on dynamic dimensions keeps them and has only the cut ones replaced.
+    other elements depend on dynamic dimensions keeps them and has only the cut ones replaced; an
+    element that is a dynamic dimension times a cut one (batch * heads) is scaled.
     """
     value = node.inputs[index]
     assert value is not None
@@ -176,6 +209,10 @@ def _set_shape(cut: Cut, node: ir.Node, index: int, wanted: Array) -> None:
     wrong = natural != wanted
     if other is not None and np.array_equal(other[wrong], before[wrong]):
         _patch(cut, node, index, wrong, wanted)
+        return
+    if other is not None and not (other[wrong] * wanted[wrong] % natural[wrong]).any():
+        fraction = np.where(wrong, wanted, 1), np.where(wrong, natural, 1)
+        node.replace_input_with(index, _scaled(cut, value, f"{node.name}.{value.name}", fraction))
         return
     raise PassError(
         f"{node.op_type} {node.name}: its input {value.name} mixes a dynamic dimension with a cut"
@@ -207,6 +244,21 @@ def _patch(cut: Cut, node: ir.Node, index: int, wrong: Array, wanted: Array) -> 
     where.outputs[0].type, where.outputs[0].shape = value.type, value.shape
     graph.insert_before(node, where)
     node.replace_input_with(index, where.outputs[0])
+
+
+def _scaled(cut: Cut, value: ir.Value, name: str, fraction: tuple[Array, Array]) -> ir.Value:
+    """Return a computed shape times a fraction per element, which is exact in whole numbers."""
+    graph, common = cut.analysis.model.graph, np.gcd(*fraction)
+    for op_type, factor in zip(("Mul", "Div"), fraction, strict=True):
+        full = f"{name}.{op_type.lower()}"
+        maker, by = value.producer(), new_initializer(graph, f"{full}.by", factor // common)
+        assert maker is not None
+        node = ir.node(op_type, [value, by], name=full)
+        output = node.outputs[0]
+        output.name, output.type, output.shape = full, value.type, value.shape
+        graph.insert_after(maker, node)
+        value = output
+    return value
 
 
 def _expand(cut: Cut, node: ir.Node) -> set[int]:

@@ -206,6 +206,7 @@ RULES: dict[str, Rule] = {
     "Split": movement.split,
     "Slice": movement.slice_,
     "Gather": movement.gather,
+    "GatherElements": movement.gather_elements,
     "Transpose": movement.transpose,
     "Expand": movement.expand,
     "ConstantOfShape": movement.constant_of_shape,

@@ -126,6 +126,19 @@ def gather(t: Channels, node: ir.Node) -> None:
             t.produce(block.ids if len(block.axes) == 1 else None)
 
 
+def gather_elements(t: Channels, node: ir.Node) -> None:
+    """GatherElements: data and indices agree beside the axis, along which any index may come."""
+    x, indices = t.need(0), t.need(1)
+    axis = node.attributes.get_int("axis", 0) % len(x.shape)
+    if any(
+        a != b for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)) if i != axis
+    ):
+        raise Unsupported("its indices cover a part of the data")
+    t.freeze([b for b in x.layout if axis in b.axes], "its indices are not constant")
+    along = [b for b in indices.layout if axis in b.axes]
+    t.set(0, [*along, *_agree(t, [x, indices], axis)])
+
+
 def _picked(t: Channels, block: Block, axis: int, picked: Any) -> Block | None:
     """The block after indexing ``axis`` with the array ``picked``."""
     position = block.axes.index(axis)
@@ -236,7 +249,7 @@ def expand(t: Channels, node: ir.Node) -> None:
     """Expand: new extents repeat the data, so that any of them can go."""
     x, out = t.need(0), t.out_shape()
     shift = len(out) - len(x.shape)
-    blocks = [Block(tuple(a + shift for a in b.axes), b.ids) for b in x.layout]
+    blocks = join(t, [x], out)
     spanned = {a + shift for a, d in enumerate(x.shape) if d > 1}
     made = [
         Block((a,), t.made_up(node.outputs[0], a, d))

@@ -35,7 +35,7 @@ def broadcast(t: Channels, node: ir.Node) -> None:
 
 def join(t: Channels, operands: Iterable[Operand], out: Shape) -> Layout:
     """Tie operands that broadcast to ``out``; return the layout of the result."""
-    aligned = [_aligned(operand, out) for operand in operands]
+    aligned = [_aligned(t, operand, out) for operand in operands]
     _settle_grids(t, aligned)
     blocks: dict[tuple[int, ...], Block] = {}
     for operand in aligned:
@@ -65,14 +65,15 @@ def _pin_unmatched(t: Channels, aligned: list[Operand], block: Block, out: Shape
             t.freeze([block], f"meets {operand.name}, which has no channels to remove there")
 
 
-def _aligned(operand: Operand, out: Shape) -> Operand:
-    """Shift an operand to the axes of the result; what it only repeats has no ids there."""
+def _aligned(t: Channels, operand: Operand, out: Shape) -> Operand:
+    """Shift an operand to the axes of the result; a channel that is repeated there must stay."""
     shift = len(out) - len(operand.shape)
-    blocks = [
-        Block(tuple(a + shift for a in block.axes), block.ids)
-        for block in operand.layout
-        if all(operand.shape[a] > 1 or out[a + shift] == 1 for a in block.axes)
-    ]
+    blocks = []
+    for block in operand.layout:
+        if all(operand.shape[a] > 1 or out[a + shift] == 1 for a in block.axes):
+            blocks.append(Block(tuple(a + shift for a in block.axes), block.ids))
+        else:
+            t.freeze([block], "one channel is repeated over an axis")
     shape = (1,) * shift + operand.shape
     return Operand(operand.value, tuple(blocks), shape, operand.constant)
 
@@ -208,12 +209,15 @@ def channel_norm(t: Channels, node: ir.Node) -> None:
     for index in range(1, len(node.inputs)):
         if (p := t.operand(index)) is not None and p.shape != (1,):
             channels = t.same(channels, t.ids(p, 0), f"meets {p.name}")
-    if node.op_type == "InstanceNormalization":
+    training = node.attributes.get_int("training_mode", 0)
+    if node.op_type == "InstanceNormalization" or training:
         for axis in range(2, len(x.shape)):
-            t.not_exact(t.ids(x, axis), "InstanceNormalization runs over the channels")
+            t.not_exact(t.ids(x, axis), f"{node.op_type} runs over the channels")
             t.consume((0, axis), out_axis=axis)
     rest = [b for b in x.layout if 1 not in b.axes]
     t.set(0, rest if channels is None else [Block((1,), channels), *rest])
+    for index in range(1, len(node.outputs)):  # running statistics, in training mode
+        t.set(index, [] if channels is None else [Block((0,), channels)])
 
 
 def layer_norm(t: Channels, node: ir.Node) -> None:
