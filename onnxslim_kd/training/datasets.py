@@ -21,7 +21,8 @@ from onnxslim_kd.errors import UserError, near_misses
 from onnxslim_kd.training.images import Options, Shapes, coco, folder, imagelist
 from onnxslim_kd.training.transforms import Sample
 
-LABEL_KEYS = ("label", "mask", "boxes")
+LABEL_KEYS = ("label", "mask", "boxes", "soft", "ratios")
+"""The entries that are no data; the last two are probabilities and the ratios of SSLD's loss."""
 
 
 class Source(Protocol):

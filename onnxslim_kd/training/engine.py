@@ -5,11 +5,9 @@ before; so the state of a run is its weights, its optimiser and where it stands,
 ends with the same bits as one that was not disturbed.
 """
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from onnxslim_kd.training.assemble import assemble
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Batch
 from onnxslim_kd.training.distributed import World, join
+from onnxslim_kd.training.interrupts import interrupts
 from onnxslim_kd.training.objective import OWN
 from onnxslim_kd.training.plant import Plant
 
@@ -64,36 +63,13 @@ def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with join(config.device) as world, _interrupts() as interrupted:
+    with join(config.device) as world, interrupts() as interrupted:
         speak = listen if world.leads else lambda event: None
         run = Run(assemble(model, config, world, speak), config, world, speak)
         run.resume()
         finished = run.fit(interrupted)
         run.finish()
         return Outcome(run.plant.model, run.history, finished, world.leads)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that the step ends and a checkpoint is written."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def note(number: int, frame: object) -> None:
-        flag.set()
-        # A second one ends at once.
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -161,14 +137,14 @@ class Run:
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # dropout, and nothing else
         optim.set_rate(plant.optimizer, self._rate())
         plant.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Any] = {}
         for part in plant.parts(batch, number):
             loss, terms = plant.loss(part, self.epoch)
             if not bool(loss.isfinite()):
                 raise OperationError(self._diagnosis(loss, part.feeds))
             plant.scaler.scale(loss / self.config.accumulate).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums.get(name, torch.zeros(())) + term.cpu() / self.config.accumulate
+                sums[name] = sums.get(name, 0.0) + term / self.config.accumulate
         self._report_unreached()
         plant.update(number)
         return sums
@@ -291,7 +267,8 @@ class Run:
         self.plant.restore(held.tensors, optimizer=same)
         self.epoch, self.step = held.epoch, held.step
         self.best, self.history = held.notes["best"], list(held.notes["history"])
-        self.plant.scaler.load_state_dict(held.notes["scaler"])
+        if held.notes["scaler"]:  # empty where the run had no scaling
+            self.plant.scaler.load_state_dict(held.notes["scaler"])
         self.listen({"event": "resume", "epoch": held.epoch, "step": held.step})
 
     def finish(self) -> None:

@@ -90,7 +90,7 @@ class Feeder:
         name = model_io.name_of(value)
         roles = self.roles.labels if self.roles else ()
         labels = {label.input: ENTRIES.get(label.kind, label.kind) for label in roles}
-        key = labels.get(name, name)
+        key = name if name in batch.entries else labels.get(name, name)
         if key not in batch.entries and name not in labels and len(self.data_inputs()) == 1:
             key = "image"
         if key not in batch.entries:

@@ -65,8 +65,9 @@ class Objective:
             else tuple(model_io.name_of(value) for value in model.graph.outputs)
         )
         self.scores = scores_of(model, self.student[0])
-        self.classes = classes_of(model, self.scores)
         self.parts = [*_graph_parts(roles, config), _own_part(roles, config.labels)]
+        counts = (self.parts[-1].weight and self.settings.loss == "ce") or (roles and roles.labels)
+        self.classes = classes_of(model, self.scores) if counts else None
         self._mixes = bool(self.settings.mixup or self.settings.cutmix)
         self._check(roles, config)
 

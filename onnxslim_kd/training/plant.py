@@ -25,6 +25,7 @@ from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.teacher import Teacher, extract
 from onnxslim_kd.training.weights import statistics_of
 
+Values = Mapping[str, Tensor]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -93,12 +94,17 @@ class Plant:
     def loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a piece, and its terms."""
         with self._precision():
-            try:
-                values = self._forward(part.feeds, self.objective.outputs(epoch))
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                raise OperationError(f"the graph does not run on this batch: {reason}") from error
+            values = self._run(self._forward, part.feeds, self.objective.outputs(epoch))
             return self.objective(values, part.entries, epoch, part.mix)
+
+    @staticmethod
+    def _run(forward: Any, feeds: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Values:
+        try:
+            values: Values = forward(feeds, outputs)
+        except RuntimeError as error:  # torch's only kind: shapes, memory
+            reason = str(error).partition("\n")[0]
+            raise OperationError(f"the graph does not run on this batch: {reason}") from error
+        return values
 
     def _precision(self) -> Any:
         if self.config.amp == "none":
@@ -132,7 +138,7 @@ class Plant:
         for batch in self.val_loader.evaluate():
             metric = metric or metrics.make(self.config.metric, batch.entries)
             feeds = self._arranged(self.feeder(batch, skip=self.feeder.extras()))
-            values = self.lowered(feeds, self.objective.student)
+            values = self._run(self.lowered, feeds, self.objective.student)
             outputs = {name: value.float().cpu().numpy() for name, value in values.items()}
             metric.update(outputs, {key: value.numpy() for key, value in batch.entries.items()})
         if metric is None:
