@@ -4,11 +4,13 @@ import onnx_ir as ir
 import pytest
 from merge_models import HEADER, net, run, saved, text
 
-from onnxslim_kd import roles
+from onnxslim_kd import api, roles
 from onnxslim_kd.errors import ModelError, NotFoundError, ProofError, UserError
 from onnxslim_kd.model import load, save
 from onnxslim_kd.passes.join import join
 from onnxslim_kd.passes.merge import merge
+from onnxslim_kd.passes.prune import Choice
+from onnxslim_kd.passes.ratios import Amount
 from onnxslim_kd.runtime import random_feeds
 from onnxslim_kd.verify_merge import verify_merge
 
@@ -106,6 +108,17 @@ def test_the_same_file_is_student_and_teacher(tmp_path):
     merged = merge(path, path, ["dml:y=y"])
     check(merged)
     assert run(merged, {"x": images()})["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_pruned_model_learns_from_its_original():
+    original = net(width=16)
+    decided = api.plan(original, Choice(pattern="w", ratio=0.5, amount=Amount(round_to=1)))
+    pruned = api.cut(original, decided)
+    merged = merge(pruned, original, ["kl:y=y", "l2:r2=r2,align=conv"])
+    check(merged)
+    assert list(merged.graph.initializers["w2"].shape) == [8, 8, 3, 3]
+    assert list(merged.graph.initializers["teacher_w2"].shape) == [16, 16, 3, 3]
+    verify_merge(merged, pruned, original)
 
 
 def test_several_teachers_have_their_own_prefix():
