@@ -1,0 +1,234 @@
+"""Prune to a latency that is measured, not computed.
+
+1. Trace the model once: the seconds of every node, on this machine's runtime.
+2. Measure how each layer that a group touches answers to narrower widths (`latency_layers`).
+3. Walk from full widths to the floor along the best importance per second (`latency_path`).
+4. Cut at the stop that should hold the target, measure the whole model against the original, in
+   turn, and correct along the walk until the measured ratio holds.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import onnx_ir as ir
+
+from onnxslim_kd import cost, profile, staircase, timing
+from onnxslim_kd import shapes as shape_sampling
+from onnxslim_kd.bench import Setting
+from onnxslim_kd.passes import prune
+from onnxslim_kd.passes.channels import Ids
+from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.latency_layers import Survey
+from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
+from onnxslim_kd.passes.ratios import Candidate
+from onnxslim_kd.passes.targets import LatencyTarget
+from onnxslim_kd.plans import Plan
+from onnxslim_kd.runtime import Session
+from onnxslim_kd.staircase import Table
+from onnxslim_kd.statistics import Ratio
+from onnxslim_kd.workload import Shape, workloads
+
+TRIES = 10
+SHARPEN = 2
+"""Measure that often before a ratio is believed to hold: the first time may have been luck."""
+BLOCKING = 3
+"""Layers that stay whole, to name when a target is out of reach."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What is measured; tests put in their own."""
+
+    trace: Callable[[ir.Model, Mapping[str, Shape]], dict[str, float]]
+    """The seconds of every node of a model that ran, by name."""
+    ratio: Callable[[ir.Model, ir.Model, Mapping[str, Shape]], float]
+    """The latency of the second model over that of the first."""
+    table: Table
+    """The seconds of single layers."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that was found out before the first cut."""
+
+    ranked: Sequence[Candidate]
+    menus: Sequence[Menu]
+    stops: Sequence[Stop]
+    predicted: Sequence[float]
+    """The latency ratio expected at every stop."""
+    seconds: Mapping[str, float]
+    """Of every node of the original."""
+    touched: frozenset[str]
+    """The nodes that groups touch."""
+
+    def kept(self, index: int) -> float:
+        """Return the share of the importance that is kept at a stop."""
+        total = sum(m.total for m in self.menus)
+        return 1 - self.stops[index].lost / total if total else 1.0
+
+    def removed(self, index: int) -> list[Ids]:
+        """Return the components that are gone at a stop."""
+        levels = self.stops[index].levels
+        return [m.removed[level] for m, level in zip(self.menus, levels, strict=True)]
+
+
+def plan(
+    analysis: Analysis, choice: prune.Choice, target: LatencyTarget, clock: Clock | None = None
+) -> Plan:
+    """Decide which channels go so that the model measures ``target.share`` of its latency.
+
+    Args:
+        analysis: A model with its ties solved.
+        choice: What to prune; its ratio and amount play no role.
+        target: The latency to reach, and on what.
+        clock: What measures; this machine unless given.
+
+    Raises:
+        UserError: The choice names nothing, an input's size is not known, or the provider is not
+            here.
+    """
+    ranked, refused, notes = prune.rank(analysis, choice)
+    clock = clock or this_machine(target)
+    shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
+    course = survey(analysis, ranked, clock, shapes)
+
+    def cut(index: int) -> Plan:
+        mask = prune.mark(analysis, course.removed(index))
+        shares = [
+            replace(c, ratio=len(gone) / len(c.units))
+            for c, gone in zip(ranked, course.removed(index), strict=True)
+        ]
+        return prune.describe(analysis, shares, mask, choice.criterion, refused=refused)
+
+    def measure(index: int) -> float:
+        made = prune.cut(analysis.model, cut(index))
+        ratio = 0.0
+        for _ in range(SHARPEN):
+            ratio = clock.ratio(analysis.model, made, shapes)
+            if abs(ratio / target.share - 1) > target.tolerance:
+                break
+        return ratio
+
+    settled = settle(
+        course.predicted, measure, target.share, tolerance=target.tolerance, tries=TRIES
+    )
+    notes += _said(target, course, settled, clock.table)
+    return cut(settled.index).model_copy(update={"notes": tuple(notes)})
+
+
+def this_machine(target: LatencyTarget) -> Clock:
+    """Return what measures on this machine, with its table on disk."""
+    setting = target.setting
+
+    def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
+        feeds = workloads(model, [shapes])[0].feeds[0]
+        (found,) = profile.profile(
+            [model],
+            feeds,
+            provider=setting.provider,
+            threads=setting.threads,
+            quantile=staircase.FASTEST,
+        )
+        return by_layer(model, found)
+
+    def ratio(original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape]) -> float:
+        return compare(original, pruned, shapes, setting).median
+
+    table = staircase.open_table(setting.provider, setting.threads, target.cache)
+    return Clock(trace, ratio, table)
+
+
+def compare(
+    original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape], setting: Setting
+) -> Ratio:
+    """Measure the latency of one model over that of another, in turn.
+
+    A single thread on a processor is timed by the time that it had the processor: what a clock
+    shows on an idle machine, and what it would show here without other programs.
+    """
+    feeds = workloads(original, [shapes])[0].feeds[0]
+    calls = [
+        partial(
+            Session(model, provider=setting.provider, threads=setting.threads, spin=False).run,
+            feeds,
+        )
+        for model in (original, pruned)
+    ]
+    alone = setting.provider == "cpu" and setting.threads == 1
+    first, second = timing.interleave(
+        calls,
+        rounds=setting.rounds,
+        seconds=setting.seconds,
+        clock=time.thread_time if alone else time.perf_counter,
+    )
+    return second.ratio_to(first)
+
+
+def by_layer(model: ir.Model, found: Sequence[profile.Operator]) -> dict[str, float]:
+    """Return seconds by name; a fused layer goes by the node that multiplies, not the one behind.
+
+    What belongs to no node of the model (layout conversions) is kept under its own name.
+    """
+    nodes = {node.name or "": node for node in model.graph}
+    seconds: dict[str, float] = {}
+    for operator in found:
+        node, name = nodes.get(operator.name), operator.name
+        while node is not None and node.op_type != operator.op and "Conv" in operator.op:
+            node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
+            if node is not None and node.op_type in cost.MACS:
+                name = node.name or ""
+                break
+        seconds[name] = seconds.get(name, 0.0) + operator.milliseconds / 1e3
+    return seconds
+
+
+def survey(
+    analysis: Analysis, ranked: Sequence[Candidate], clock: Clock, shapes: Mapping[str, Shape]
+) -> Course:
+    """Measure the layers and walk through the widths, without any cut."""
+    block = staircase.block(clock.table)
+    menus = [menu(candidate, block) for candidate in ranked]
+    seconds = clock.trace(analysis.model, shapes)
+    sampled = shape_sampling.sample(analysis.model, shapes)
+    layers = Survey(analysis, menus, sampled).layers(seconds, clock.table)
+    stops = descend(menus, layers)
+    fixed = sum(seconds.values()) - stops[0].seconds
+    total = max(sum(seconds.values()), 1e-12)
+    predicted = [(fixed + stop.seconds) / total for stop in stops]
+    touched = frozenset(layer.name for layer in layers)
+    return Course(ranked, menus, stops, predicted, seconds, touched)
+
+
+def _said(target: LatencyTarget, course: Course, settled: Settled, table: Table) -> list[str]:
+    """The notes of a plan: what was measured, and what stopped the search."""
+    on = f"{target.provider}, {target.setting.threads} threads"
+    text = (
+        f"measured {settled.ratio:.3f} of the original's latency ({on}) after {settled.tries}"
+        f" cuts; kept {course.kept(settled.index):.1%} of the importance;"
+        f" measured {table.measured} layers anew"
+    )
+    notes = [text]
+    if table.foreign:
+        notes.append(
+            f"times in {table.path.name} from elsewhere were not used:"
+            f" {'; '.join(sorted(table.foreign))}"
+        )
+    if not settled.held:
+        notes.append(_stopped(target, course, settled))
+    return notes
+
+
+def _stopped(target: LatencyTarget, course: Course, settled: Settled) -> str:
+    asked = f"a latency of {target.share:g} was asked for and not reached within"
+    asked += f" {target.tolerance:.0%}"
+    if settled.index < len(course.stops) - 1:
+        return f"{asked}: the next widths are too far apart, or the machine is too noisy"
+    staying = {n: s for n, s in course.seconds.items() if n not in course.touched}
+    share = sum(staying.values()) / max(sum(course.seconds.values()), 1e-12)
+    names = sorted(staying, key=staying.__getitem__, reverse=True)[:BLOCKING]
+    return (
+        f"{asked}: every group is at its floor, and what no group touches takes {share:.0%} of"
+        f" the time (most of it {', '.join(names)})"
+    )
