@@ -155,7 +155,7 @@ def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: 
         end = "" if term.end_epoch is None else str(term.end_epoch)
         value = f"{proof.losses[term.output]:.6g}" if proof else "not computed"
         table.add_row(term.name, term.kind, f"{term.weight:g}", f"{term.start_epoch}-{end}", value)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     for teacher in record.teachers:
         for own, source in teacher.inputs.items():

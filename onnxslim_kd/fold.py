@@ -1,8 +1,9 @@
 """Fold a graph into few boxes, for pictures: one lane for each model, one box for each module.
 
 A lane is the student, one of the teachers, or the losses. Within a lane nodes fold by the module
-paths that exporters leave, at the first level that shows structure; a graph without
-module paths folds where the size of the map changes. Each loss term is one box.
+paths that exporters leave, at the first level that shows structure; a graph without module paths
+folds where the size of the map changes, or the channels where no size is known. Each loss term is
+one box.
 """
 
 from collections import Counter
@@ -189,16 +190,16 @@ def _fold_by_size(lane: str, nodes: Sequence[ir.Node], most: int) -> list[Box]:
 
 
 def _size(node: ir.Node) -> str | None:
-    """The map size, or the rank, of what a node computes; None for shape arithmetic."""
+    """The map size, else the channels or the rank, of what a node computes; None for integers."""
     value = node.outputs[0]
-    if value.dtype is None or not value.dtype.is_floating_point():
-        return None
     shape = dims.read(value)
-    if shape is None or not shape:
+    if not shape or value.dtype is None or not value.dtype.is_floating_point():
         return None
-    if len(shape) == 4:
-        return " x ".join("?" if d is None else str(d) for d in shape[2:])
-    return f"{len(shape)} dimensions"
+    if len(shape) != 4:
+        return f"{len(shape)} dimensions"
+    if all(isinstance(d, int) for d in shape[2:]):
+        return f"{shape[2]} x {shape[3]}"
+    return f"{shape[1]} channels" if isinstance(shape[1], int) else None
 
 
 def _read_from_outside(box: Box) -> list[ir.Value]:

@@ -61,6 +61,11 @@ def test_without_modules_the_map_size_folds():
     assert titles(folded.lanes["student"]) == ["8 x 8", "4 x 4", "1 x 1", "2 dimensions"]
 
 
+def test_without_sizes_the_channels_fold():
+    folded = fold(load(net(size="S")))
+    assert titles(folded.lanes["student"]) == ["4 channels", "1 x 1", "2 dimensions"]
+
+
 def test_few_boxes_are_asked_for():
     assert len(fold(load(net()), most=3).boxes) == 3
 
