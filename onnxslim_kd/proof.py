@@ -8,8 +8,8 @@ again (compress, compute, expand). Inner values are compared too, so that an err
 cannot hide behind a deep network's rounding.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class Silenced:
     names: dict[str, str]
     """The value of the pruned model for every output."""
     outputs: int
+    given: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Input shapes that the user gave."""
 
 
 def structure(model: ir.Model) -> None:
@@ -99,7 +101,7 @@ def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float = TOLERANCE)
     Raises:
         ProofError: They differ, or one of them does not run; the message says what to do.
     """
-    reference = Reference.of(silenced.model)
+    reference = Reference.of(silenced.model, given=silenced.given)
     graph = pruned.graph
     values = ir.convenience.create_value_mapping(graph)
     names = {out: inner for out, inner in silenced.names.items() if inner in values}
@@ -154,7 +156,7 @@ def silence(analysis: Analysis, removed: Ids) -> Silenced:
         if gathered is not None:
             model.graph.outputs.append(gathered)
             names[name_of(gathered)] = name_of(value)
-    return Silenced(model, names, outputs)
+    return Silenced(model, names, outputs, analysis.given)
 
 
 def _taps(analysis: Analysis, gone: Array) -> list[ir.Value]:

@@ -247,6 +247,18 @@ class Channels:
             if len(block.axes) > 1:
                 self.collapse(operand, block, min(block.axes) if first else max(block.axes))
 
+    def ids_inside(self, operand: Operand, axis: int) -> Ids | None:
+        """Return the ids along an axis that is computed over, for which heads need not be split.
+
+        A norm inside each head computes over a grid's dims: with heads to remove, it keeps them.
+        """
+        axis %= len(operand.shape)
+        for block in operand.layout:
+            if axis in block.axes and len(block.axes) > 1:
+                keep = min(block.axes) if self.attention == "heads" else max(block.axes)
+                self.collapse(operand, block, keep)
+        return self.ids(operand, axis)
+
     def same(self, a: Ids | None, b: Ids | None, reason: str) -> Ids | None:
         """Tie two axes that meet; where one has no ids, the other must stay."""
         if a is None or b is None:

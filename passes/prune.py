@@ -320,8 +320,11 @@ def apply(analysis: Analysis, removed: Ids) -> None:
             before = analysis.shapes.shape[value]
             changed = zip(value.shape, before, expected, strict=True)
             value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
+    declared = {value: value.shape for value in analysis.model.graph.outputs}
     model_io.infer_shapes(analysis.model)
     _check_shapes(state)
+    for value, shape in declared.items():  # symbols stay symbols, whatever inference now knows
+        value.shape = shape
 
 
 def _slice_weights(analysis: Analysis, gone: Ids) -> None:

@@ -36,28 +36,43 @@ def number(t: Channels, node: ir.Node, index: int) -> Any:
 def concat(t: Channels, node: ir.Node) -> None:
     """Concat: ids are joined along the axis; the other axes must agree."""
     operands = [t.need(i) for i in range(len(node.inputs))]
-    rank = len(operands[0].shape)
-    axis = (node.attributes.get_int("axis") or 0) % rank
+    axis = (node.attributes.get_int("axis") or 0) % len(operands[0].shape)
+    grid = _common_grid(operands, axis)
+    if grid is None and _share_heads(t, operands, axis):
+        for operand in operands:
+            t.ids_inside(operand, axis)
     others = _agree(t, operands, axis)
-    grids = [[b for b in o.layout if axis in b.axes] for o in operands]
-    if not any(grids):
+    if grid is not None:  # join it along the axis, as RoPE does
+        parts = [next(b.ids for b in o.layout if b.axes == grid) for o in operands]
+        t.set(0, [Block(grid, np.concatenate(parts, axis=grid.index(axis))), *others])
+    elif any(axis in b.axes for o in operands for b in o.layout):
+        ids = np.concatenate([_part(t, operand, axis) for operand in operands])
+        t.set(0, [Block((axis,), ids), *others])
+    else:
         t.set(0, others)
-        return
-    first = next(g[0] for g in grids if g)
-    whole = all(g and g[0].axes == first.axes for g in grids) and len(first.axes) > 1
-    if whole:  # the same grid on every side: join it along the axis, as RoPE does
-        joined = np.concatenate([g[0].ids for g in grids], axis=first.axes.index(axis))
-        t.set(0, [Block(first.axes, joined), *others])
-        return
-    parts = []
-    for operand in operands:
-        ids = t.ids(operand, axis)
-        size = operand.shape[axis]
-        if ids is None:
-            reason = f"stands beside {operand.name}, which has no channels to remove"
-            ids = np.full(size, t.pin(reason))
-        parts.append(ids)
-    t.set(0, [Block((axis,), np.concatenate(parts)), *others])
+
+
+def _common_grid(operands: list[Operand], axis: int) -> tuple[int, ...] | None:
+    """The axes of a grid that every operand has along ``axis``, or None."""
+    found = {b.axes for o in operands for b in o.layout if axis in b.axes}
+    grid = found.pop() if len(found) == 1 else ()
+    whole = len(grid) > 1 and all(grid in {b.axes for b in o.layout} for o in operands)
+    return grid if whole else None
+
+
+def _share_heads(t: Channels, operands: list[Operand], axis: int) -> bool:
+    """Tell whether parts of heads are joined: some rotated, some not, all with the same heads."""
+    side = min if t.attention == "heads" else max
+    keeps = [side(b.axes) for o in operands for b in o.layout if axis in b.axes and len(b.axes) > 1]
+    return bool(keeps) and all(any(keeps[0] in b.axes for b in o.layout) for o in operands)
+
+
+def _part(t: Channels, operand: Operand, axis: int) -> Ids:
+    ids = t.ids(operand, axis)
+    if ids is None:
+        reason = f"stands beside {operand.name}, which has no channels to remove"
+        ids = np.full(operand.shape[axis], t.pin(reason))
+    return ids
 
 
 def _agree(t: Channels, operands: list[Operand], axis: int) -> list[Block]:
@@ -142,6 +157,9 @@ def gather_elements(t: Channels, node: ir.Node) -> None:
 def _picked(t: Channels, block: Block, axis: int, picked: Any) -> Block | None:
     """The block after indexing ``axis`` with the array ``picked``."""
     position = block.axes.index(axis)
+    size = block.ids.shape[position]
+    if picked.size and (picked.max() >= size or picked.min() < -size):
+        raise Unsupported("its indices are out of range for these input shapes")
     ids = np.take(block.ids, picked, axis=position)
     shift = picked.ndim - 1
     axes = tuple(a + shift if a > axis else a for a in block.axes)

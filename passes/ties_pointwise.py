@@ -151,7 +151,7 @@ def arg_reduce(t: Channels, node: ir.Node) -> None:
 
 def _drop_axes(t: Channels, node: ir.Node, x: Operand, axes: list[int], *, exact: bool) -> None:
     for axis in axes:
-        ids = t.ids(x, axis)
+        ids = t.ids_inside(x, axis)
         if ids is not None:
             t.consume((0, axis))
         if not exact:
@@ -168,7 +168,7 @@ def along_axis(default: int, *, exact: bool = False) -> Rule:
     def rule(t: Channels, node: ir.Node) -> None:
         x = t.need(0)
         axis = node.attributes.get_int("axis", default) % len(x.shape)
-        ids = t.ids(x, axis)
+        ids = t.ids_inside(x, axis)
         t.consume((0, axis), out_axis=axis)
         if not exact:
             t.not_exact(ids, f"{node.op_type} runs over the channels")
@@ -226,7 +226,7 @@ def layer_norm(t: Channels, node: ir.Node) -> None:
     axis = node.attributes.get_int("axis", -1) % len(x.shape)
     operands = [t.need(i) for i, value in enumerate(node.inputs) if value is not None]
     for a in range(axis, len(x.shape)):
-        t.not_exact(t.ids(x, a), f"{node.op_type} runs over the channels")
+        t.not_exact(t.ids_inside(x, a), f"{node.op_type} runs over the channels")
         across = [
             (i, a - len(x.shape))
             for i, o in enumerate(operands)
