@@ -206,7 +206,8 @@ def _headings(folded: Folded, places: Sequence[Place]) -> list[str]:
     found, first = [], 0
     for lane, boxes in folded.lanes.items():
         weights = sum(box.parameters for box in boxes)
-        text = f"{lane}: {_short(weights)} weights" if weights else lane
+        name = lane if len(folded.lanes) > 1 else "model"
+        text = f"{name}: {_short(weights)} weights" if weights else name
         found.append(
             f'<text class="heading" x="{places[first].x:.0f}" y="{INPUTS - 22}">'
             f"{escape(text)}</text>"
