@@ -77,7 +77,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 def console() -> Console:
     """A console on standard output, at least 80 columns wide where it is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, markup=False)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
