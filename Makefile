@@ -29,6 +29,11 @@ test: setup ## the tests
 
 check: lint test ## everything that must hold before a change lands
 
+bench: setup ## every benchmark, then the table in README.md (hours)
+	$(PY) -m pip install -q --no-deps -r benchmarks/requirements.txt
+	for script in prune_speed prune_coverage merge_cost strip train_step latency_pruning; do $(PY) benchmarks/$$script.py || exit 1; done
+	$(PY) benchmarks/table.py
+
 slow: setup ## the long tests
 	$(PY) -m pytest -m slow
 
