@@ -215,8 +215,9 @@ def _call(session: Session, feeds: Mapping[str, np.ndarray[Any, Any]]) -> timing
 
 def together(probes: Sequence[Probe]) -> tuple[ir.Model, dict[str, np.ndarray[Any, Any]]]:
     """Return a model with every layer side by side, named ``layer0``, ..., and its inputs."""
-    inputs, outputs, nodes, weights = [], [], [], []
-    feeds = {}
+    inputs: list[ir.Value] = []
+    weights: list[ir.Value] = []
+    outputs, nodes, feeds = [], [], {}
     for index, probe in enumerate(probes):
         values: list[ir.Value | None] = []
         for place, operand in enumerate(probe.operands):

@@ -74,8 +74,9 @@ def interleave(
         calls: What to time; each does the same work whenever it is called.
         rounds: How many rounds.
         seconds: No further round begins after this long, but `FEWEST_ROUNDS` are always made.
-        clock: What tells the time of a run, `time.perf_counter` unless given; for work that stays in the calling thread,
-            `time.thread_time` leaves out what other programs take of the processor.
+        clock: What tells the time of a run, `time.perf_counter` unless given; for work that stays
+            in the calling thread, `time.thread_time` leaves out what other programs take of the
+            processor.
     """
     clock = clock or time.perf_counter
     with _no_collector():

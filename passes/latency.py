@@ -20,7 +20,7 @@ from onnxslim_kd.bench import Setting
 from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
-from onnxslim_kd.passes.latency_layers import Survey
+from onnxslim_kd.passes.latency_layers import Layer, Survey
 from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
 from onnxslim_kd.passes.ratios import Candidate
 from onnxslim_kd.passes.targets import LatencyTarget
@@ -51,17 +51,30 @@ class Clock:
 
 @dataclass(frozen=True)
 class Course:
-    """All that was found out before the first cut."""
+    """All that was found out before the first cut, and the walk."""
 
     ranked: Sequence[Candidate]
     menus: Sequence[Menu]
-    stops: Sequence[Stop]
-    predicted: Sequence[float]
-    """The latency ratio expected at every stop."""
+    layers: Sequence[Layer]
     seconds: Mapping[str, float]
     """Of every node of the original."""
-    touched: frozenset[str]
-    """The nodes that groups touch."""
+    stops: Sequence[Stop]
+    scale: float = 1.0
+    """By how much measurements were above what was expected."""
+
+    @property
+    def predicted(self) -> list[float]:
+        """The latency ratio expected at every stop."""
+        whole = sum(self.seconds.values())
+        fixed = whole - sum(layer.seconds for layer in self.layers)
+        return [self.scale * (fixed + stop.seconds) / whole for stop in self.stops]
+
+    def finer(self, settled: Settled) -> "Course":
+        """Walk again in smaller steps from the last stop that measured above the target."""
+        above, below = (self.stops[index] for index in settled.bracket)
+        most = (above.seconds - below.seconds) / 2
+        stops = descend(self.menus, self.layers, start=above.levels, most=most)
+        return replace(self, stops=stops, scale=self.scale * settled.scale)
 
     def kept(self, index: int) -> float:
         """Return the share of the importance that is kept at a stop."""
@@ -72,6 +85,55 @@ class Course:
         """Return the components that are gone at a stop."""
         levels = self.stops[index].levels
         return [m.removed[level] for m, level in zip(self.menus, levels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Looks for the stop that measures the target."""
+
+    analysis: Analysis
+    target: LatencyTarget
+    clock: Clock
+    shapes: Mapping[str, Shape]
+    criterion: str
+
+    def decided(self, course: Course, index: int) -> Plan:
+        """Return the plan of a stop."""
+        removed = course.removed(index)
+        ranked = [
+            replace(c, ratio=len(gone) / len(c.units))
+            for c, gone in zip(course.ranked, removed, strict=True)
+        ]
+        mask = prune.mark(self.analysis, removed)
+        return prune.describe(self.analysis, ranked, mask, self.criterion)
+
+    def measure(self, course: Course, index: int) -> float:
+        """Cut at a stop and measure; what seems to hold is measured again before it is believed."""
+        made = prune.cut(self.analysis.model, self.decided(course, index))
+        ratio = 0.0
+        for _ in range(SHARPEN):
+            ratio = self.clock.ratio(self.analysis.model, made, self.shapes)
+            if abs(ratio / self.target.share - 1) > self.target.tolerance:
+                break
+        return ratio
+
+    def settle(self, course: Course) -> tuple[Course, Settled]:
+        """Go along the walk until the target holds; where steps are too long, take finer ones."""
+        tries, found = 0, []
+        while True:
+            settled = settle(
+                course.predicted,
+                partial(self.measure, course),
+                self.target.share,
+                tolerance=self.target.tolerance,
+                tries=TRIES - tries,
+            )
+            tries += settled.tries
+            found.append((course, replace(settled, tries=tries)))
+            above, below = settled.bracket
+            if settled.held or tries >= TRIES or above < 0 or below == len(course.stops):
+                return min(found, key=lambda f: abs(f[1].ratio / self.target.share - 1))
+            course = course.finer(settled)
 
 
 def plan(
@@ -92,30 +154,11 @@ def plan(
     ranked, refused, notes = prune.rank(analysis, choice)
     clock = clock or this_machine(target)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
-    course = survey(analysis, ranked, clock, shapes)
-
-    def cut(index: int) -> Plan:
-        mask = prune.mark(analysis, course.removed(index))
-        shares = [
-            replace(c, ratio=len(gone) / len(c.units))
-            for c, gone in zip(ranked, course.removed(index), strict=True)
-        ]
-        return prune.describe(analysis, shares, mask, choice.criterion, refused=refused)
-
-    def measure(index: int) -> float:
-        made = prune.cut(analysis.model, cut(index))
-        ratio = 0.0
-        for _ in range(SHARPEN):
-            ratio = clock.ratio(analysis.model, made, shapes)
-            if abs(ratio / target.share - 1) > target.tolerance:
-                break
-        return ratio
-
-    settled = settle(
-        course.predicted, measure, target.share, tolerance=target.tolerance, tries=TRIES
-    )
+    search = Search(analysis, target, clock, shapes, choice.criterion)
+    course, settled = search.settle(survey(analysis, ranked, clock, shapes))
     notes += _said(target, course, settled, clock.table)
-    return cut(settled.index).model_copy(update={"notes": tuple(notes)})
+    update = {"notes": tuple(notes), "refused": tuple(refused)}
+    return search.decided(course, settled.index).model_copy(update=update)
 
 
 def this_machine(target: LatencyTarget) -> Clock:
@@ -193,12 +236,7 @@ def survey(
     seconds = clock.trace(analysis.model, shapes)
     sampled = shape_sampling.sample(analysis.model, shapes)
     layers = Survey(analysis, menus, sampled).layers(seconds, clock.table)
-    stops = descend(menus, layers)
-    fixed = sum(seconds.values()) - stops[0].seconds
-    total = max(sum(seconds.values()), 1e-12)
-    predicted = [(fixed + stop.seconds) / total for stop in stops]
-    touched = frozenset(layer.name for layer in layers)
-    return Course(ranked, menus, stops, predicted, seconds, touched)
+    return Course(ranked, menus, layers, seconds, descend(menus, layers))
 
 
 def _said(target: LatencyTarget, course: Course, settled: Settled, table: Table) -> list[str]:
@@ -225,8 +263,9 @@ def _stopped(target: LatencyTarget, course: Course, settled: Settled) -> str:
     asked += f" {target.tolerance:.0%}"
     if settled.index < len(course.stops) - 1:
         return f"{asked}: the next widths are too far apart, or the machine is too noisy"
-    staying = {n: s for n, s in course.seconds.items() if n not in course.touched}
-    share = sum(staying.values()) / max(sum(course.seconds.values()), 1e-12)
+    touched = {layer.name for layer in course.layers}
+    staying = {n: s for n, s in course.seconds.items() if n not in touched}
+    share = sum(staying.values()) / sum(course.seconds.values())
     names = sorted(staying, key=staying.__getitem__, reverse=True)[:BLOCKING]
     return (
         f"{asked}: every group is at its floor, and what no group touches takes {share:.0%} of"

@@ -89,34 +89,52 @@ def menu(candidate: Candidate, block: int) -> Menu:
     return Menu(channels, tuple(removed), lost, float(sum(worth.values())))
 
 
-def descend(menus: Sequence[Menu], layers: Sequence[Layer]) -> list[Stop]:
-    """Walk from the full widths to the narrowest; seconds fall at every stop."""
-    levels = [0] * len(menus)
+def descend(
+    menus: Sequence[Menu],
+    layers: Sequence[Layer],
+    *,
+    start: Sequence[int] | None = None,
+    most: float = float("inf"),
+) -> list[Stop]:
+    """Walk from the full widths to the narrowest; seconds fall at every stop.
+
+    Args:
+        menus: The widths of every group.
+        layers: What depends on them.
+        start: The levels to start at, instead of the full widths.
+        most: Seconds that one step may save, for a walk in small steps.
+    """
+    levels = list(start or [0] * len(menus))
     touching = [[layer for layer in layers if g in layer.groups] for g in range(len(menus))]
     meets = [frozenset().union(*(x.groups for x in t)) if t else frozenset() for t in touching]
     seconds = sum(layer.at(levels) for layer in layers)
-    least = LEAST_GAIN * seconds
-    stops, lost = [Stop(tuple(levels), seconds, 0.0)], 0.0
-    best = {g: _best(g, menus[g], touching[g], levels, least) for g in range(len(menus))}
+    bounds = LEAST_GAIN * seconds, most
+    lost = sum(m.lost[level] for m, level in zip(menus, levels, strict=True))
+    stops = [Stop(tuple(levels), seconds, lost)]
+    best = {g: _best(g, menus[g], touching[g], levels, bounds) for g in range(len(menus))}
     while moves := [(move, g) for g, move in best.items() if move is not None]:
         (pay, target), group = max(moves)
         before = sum(layer.at(levels) for layer in touching[group])
-        start = levels[group]
-        for level in range(start + 1, target + 1):  # stops between serve budgets between
+        here = levels[group]
+        for level in range(here + 1, target + 1):  # stops between serve budgets between
             levels[group] = level
             now = seconds - before + sum(layer.at(levels) for layer in touching[group])
-            gone = lost + menus[group].lost[level] - menus[group].lost[start]
+            gone = lost + menus[group].lost[level] - menus[group].lost[here]
             last = stops[-1]
             if level == target or last.seconds - now > WORTH * pay * (gone - last.lost) > 0:
                 stops.append(Stop(tuple(levels), now, gone))
         seconds, lost = stops[-1].seconds, stops[-1].lost
         for g in meets[group]:
-            best[g] = _best(g, menus[g], touching[g], levels, least)
+            best[g] = _best(g, menus[g], touching[g], levels, bounds)
     return stops
 
 
 def _best(
-    group: int, menu: Menu, layers: Sequence[Layer], levels: Sequence[int], least: float
+    group: int,
+    menu: Menu,
+    layers: Sequence[Layer],
+    levels: Sequence[int],
+    bounds: tuple[float, float],
 ) -> tuple[float, int] | None:
     """The level of a group that saves the most seconds per importance given up, from here."""
     trial, here = list(levels), levels[group]
@@ -126,7 +144,7 @@ def _best(
         trial[group] = level
         saved = before - sum(layer.at(trial) for layer in layers)
         given = max(menu.lost[level] - menu.lost[here], 1e-12)
-        if saved > least:
+        if bounds[0] < saved <= bounds[1]:
             found.append((saved / given, level))
     return max(found, default=None)
 
@@ -140,6 +158,11 @@ class Settled:
     """Measured."""
     held: bool
     """Whether the measured ratio is within the tolerance of what was asked for."""
+    bracket: tuple[int, int]
+    """The last stop that measured above the target, and the first one below; -1 and the number of
+    stops where there is none."""
+    scale: float
+    """Measured over predicted, at the last stop measured."""
     tries: int
 
 
@@ -160,17 +183,17 @@ def settle(
         tolerance: How near is near enough, as a share of ``target``.
         tries: How often to measure at most.
     """
-    slow, fast, scale = -1, len(predicted), 1.0  # measured above and below the target
+    above, below, scale = -1, len(predicted), 1.0
     tried: list[tuple[int, float]] = []
-    while len(tried) < tries and fast - slow > 1:
+    while len(tried) < tries and below - above > 1:
         hits = [i for i, p in enumerate(predicted) if p * scale <= target]
-        index = min(max(hits[0] if hits else len(predicted) - 1, slow + 1), fast - 1)
+        index = min(max(hits[0] if hits else len(predicted) - 1, above + 1), below - 1)
         ratio = measure(index)
-        print("TRY", index, predicted[index], ratio)
         tried.append((index, ratio))
+        scale = ratio / predicted[index]
         if abs(ratio / target - 1) <= tolerance:
             break
-        scale = ratio / predicted[index]
-        slow, fast = (index, fast) if ratio > target else (slow, index)
+        above, below = (index, below) if ratio > target else (above, index)
     index, ratio = min(tried, key=lambda t: abs(t[1] / target - 1))
-    return Settled(index, ratio, abs(ratio / target - 1) <= tolerance, len(tried))
+    held = abs(ratio / target - 1) <= tolerance
+    return Settled(index, ratio, held, (above, below), scale, len(tried))
