@@ -1,0 +1,52 @@
+"""What is in a graph, without Optionals: shapes, names, constants; the one place that narrows."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.errors import ModelError
+
+
+def has_rank(value: ir.Value | None) -> bool:
+    """Tell whether the rank of ``value`` is known."""
+    return value is not None and value.shape is not None
+
+
+def dims(value: ir.Value | None) -> tuple[int | None, ...]:
+    """Return the dimensions of ``value``, None for each one not known or symbolic.
+
+    Raises:
+        ModelError: The rank is not known.
+    """
+    if value is None or value.shape is None:
+        name = "a missing input" if value is None else repr(value.name)
+        raise ModelError(f"the shape of {name} is not known; give the inputs' shapes")
+    return tuple(d if isinstance(d, int) else None for d in value.shape)
+
+
+def name_of(value: ir.Value | None) -> str:
+    """Return the name of ``value``; every value of a loaded model has one."""
+    assert value is not None and value.name is not None
+    return value.name
+
+
+def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """Return the numbers of an initializer, or None when ``value`` is computed or an input."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def new_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """Add ``array`` to ``graph`` as an initializer with a free name beginning with ``name``."""
+    free, extra = name, 0
+    while free in graph.initializers:
+        extra += 1
+        free = f"{name}_{extra}"
+    tensor = ir.Tensor(np.require(array, requirements="C"), name=free)
+    value = ir.Value(
+        name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value

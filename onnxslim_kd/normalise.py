@@ -1,0 +1,193 @@
+"""Bring every model into one form, so that passes need no special cases.
+
+1. Initializers are no graph inputs (IR 3 files list them; it also stops runtime fusions).
+2. Weights are initializers (Paddle exports every one as a Constant node).
+3. Functions are inlined, the opset is at least 17, the IR version is one that runtimes load.
+4. Conv-like nodes have explicit pads where shapes allow.
+5. Shapes are inferred on a copy without weights.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnxslim_kd.access import dims, has_rank, name_of
+from onnxslim_kd.errors import ModelError
+
+OPSET = 17
+"""The lowest opset that passes see; older models are raised to it."""
+IR_VERSIONS = (8, 13)
+"""The IR versions written: 8 is opset 17's own, 13 the newest that ONNX Runtime 1.31 loads."""
+SMALL = 1024
+"""Bytes up to which a tensor counts as a constant of shape arithmetic, not as a weight."""
+
+
+def normalised(model: ir.Model) -> None:
+    """Bring ``model`` into the one form that passes expect, in place."""
+    common.InlinePass()(model)
+    for value in model.graph.inputs:
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            free = [None if isinstance(d, int) and d < 0 else d for d in value.shape]
+            value.shape = ir.Shape(free)  # some exporters write -1 for a dynamic dimension
+    common.RemoveInitializersFromInputsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    low, high = IR_VERSIONS
+    model.ir_version = min(max(model.ir_version or low, low), high)
+    raise_opset(model)
+    _name_nodes(model)
+    infer_shapes(model)
+    _explicit_pads(model)
+
+
+def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
+    """Convert ``model`` to opset ``lowest``, in place, unless it has that or a newer one.
+
+    Raises:
+        ModelError: An operator has no newer form.
+    """
+    version = model.graph.opset_imports.get("", OPSET)
+    if version >= lowest:
+        return
+    with without_weights(model) as proto:
+        try:
+            raised = onnx.version_converter.convert_version(proto, lowest)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
+    other = ir.serde.deserialize_model(raised)
+    _carry_notes(model.graph, other.graph)
+    adopt(model, other)
+
+
+def _carry_notes(old: ir.Graph, new: ir.Graph) -> None:
+    """Copy what the converter drops: metadata of nodes and values, quantisation annotations."""
+    known = ir.convenience.create_value_mapping(old)
+    for name, value in ir.convenience.create_value_mapping(new).items():
+        if (before := known.get(name)) is None:
+            continue
+        value.meta.update(before.meta)
+        value.metadata_props.update(before.metadata_props)
+        producer, source = value.producer(), before.producer()
+        if producer is not None and source is not None:
+            producer.metadata_props.update(source.metadata_props)
+
+
+def adopt(model: ir.Model, other: ir.Model) -> None:
+    """Give ``model`` the graph of ``other``, and that graph the weights of ``model``."""
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    graph = other.graph
+    for value in [v for v in graph.inputs if v.name in weights]:
+        graph.inputs.remove(value)
+    values = ir.convenience.create_value_mapping(graph)
+    for name, tensor in weights.items():
+        if name in values and values[name].producer() is None:
+            values[name].const_value = tensor
+            graph.register_initializer(values[name])
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(other)
+    graph.metadata_props.update(model.graph.metadata_props)
+    model.graph = graph
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Give every node a unique name: plans, reports and merges refer to nodes by name."""
+    taken = {node.name for node in model.graph.all_nodes() if node.name}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.all_nodes()):
+        if not node.name or node.name in seen:
+            base = node.name or f"{node.op_type}_{index}"
+            name, extra = base, 0
+            while name in taken or name in seen:
+                extra += 1
+                name = f"{base}_{extra}"
+            node.name = name
+        seen.add(node.name)
+
+
+def _explicit_pads(model: ir.Model) -> None:
+    """Turn auto_pad into pads where the spatial shape is known (ONNX Conv, MaxPool, ... docs)."""
+    for node in model.graph:
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
+        if mode == "NOTSET" or node.op_type not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+            continue
+        if mode == "VALID":
+            node.attributes.pop("auto_pad")
+            continue
+        kernel = node.attributes.get_ints("kernel_shape") or dims(node.inputs[1])[2:]
+        size = dims(node.inputs[0])[2:] if has_rank(node.inputs[0]) else (None,)
+        if None in size or None in kernel:
+            continue
+        strides = node.attributes.get_ints("strides") or [1] * len(size)
+        dilations = node.attributes.get_ints("dilations") or [1] * len(size)
+        begin, end = [], []
+        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
+            assert n is not None and k is not None
+            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            small, large = total // 2, total - total // 2
+            begin.append(small if mode == "SAME_UPPER" else large)
+            end.append(large if mode == "SAME_UPPER" else small)
+        node.attributes.pop("auto_pad")
+        node.attributes["pads"] = ir.AttrInt64s("pads", begin + end)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Set the shapes and types that ONNX shape inference finds, without copying weights.
+
+    Raises:
+        ModelError: The graph contradicts itself; the message names the node.
+    """
+    with without_weights(model) as proto:
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            raise ModelError(f"shape inference failed: {error}") from error
+    found = {info.name: info.type for info in inferred.graph.value_info}
+    found |= {info.name: info.type for info in inferred.graph.output}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in found:
+                _set_type(value, found[value.name])
+
+
+def _set_type(value: ir.Value, proto: onnx.TypeProto) -> None:
+    shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    kind = ir.serde.deserialize_type_proto_for_type(proto)
+    if kind is not None:
+        value.type = kind
+    if shape is not None:
+        value.shape = shape
+
+
+@contextmanager
+def without_weights(
+    model: ir.Model, limit: int = SMALL, only: Callable[[ir.Value], bool] = lambda value: True
+) -> Iterator[onnx.ModelProto]:
+    """Give the model as a proto whose big initializers are graph inputs instead.
+
+    Tensors of at most ``limit`` bytes stay, for shape arithmetic needs them, and those that are
+    not meant by ``only``. Copying weights into a C++ pass would cost more than everything else
+    (and fails above 2 GB).
+    """
+    graph = model.graph
+    held = dict(graph.initializers.items())
+    n_inputs = len(graph.inputs)
+    big = []
+    for value in held.values():
+        tensor = value.const_value
+        if tensor is None or (tensor.nbytes > limit and only(value)):
+            big.append((value, tensor))
+    try:
+        for value, tensor in big:
+            if tensor is not None:
+                value.shape = ir.Shape(tensor.shape.numpy())
+                value.type = ir.TensorType(tensor.dtype)
+            del graph.initializers[name_of(value)]
+            graph.inputs.append(value)
+        yield ir.serde.serialize_model(model)
+    finally:
+        while len(graph.inputs) > n_inputs:
+            graph.inputs.pop()  # a slice deletion would leave the values marked as inputs
+        graph.initializers.clear()
+        for value in held.values():
+            graph.initializers.add(value)
