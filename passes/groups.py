@@ -85,6 +85,13 @@ class Analysis:
         return shape_sampling.sample(self.model, self.given, variant=1)
 
     @cached_property
+    def stays(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each component is pinned."""
+        mask = np.zeros(self.components.count, bool)
+        mask[list(self.components.pinned)] = True
+        return mask
+
+    @cached_property
     def signature(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """A number per component that says which axes it touches; equal ones are one block.
 
@@ -95,7 +102,8 @@ class Analysis:
         sizes = [b.size for b in self.births]
         which = np.repeat(np.arange(len(self.births)), sizes)
         label = np.concatenate([self.labels(b) for b in self.births] or [np.empty(0, np.int64)])
-        pairs = np.unique(label * len(self.births) + which)
+        pairs = np.sort(label * len(self.births) + which)
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         total = np.zeros(self.components.count, np.uint64)
         np.add.at(total, pairs // len(self.births), words[pairs % len(self.births)])
         return total
@@ -116,10 +124,9 @@ class Analysis:
     def refusal(self, parameter: Parameter) -> str | None:
         """Why no channel of ``parameter`` can go, or None."""
         label = self.labels(parameter.birth)
-        reasons = [self.components.pinned.get(int(x)) for x in np.unique(label)]
-        if all(reasons):
-            return reasons[0]
-        if len(reasons) == 1:
+        if self.stays[label].all():
+            return self.components.pinned[int(label.min())]
+        if (label == label[0]).all():
             return "all its channels live and die together, and a layer must not die"
         return None
 

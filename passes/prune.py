@@ -23,7 +23,7 @@ from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.passes import fixups
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.groups import Analysis, analyse, find, match
-from onnxslim_kd.passes.importance import IMPORTANCES
+from onnxslim_kd.passes.importance import COMPARABLE, criterion
 from onnxslim_kd.passes.ratios import (
     Amount,
     Candidate,
@@ -73,8 +73,7 @@ class Choice:
     """The loss that each group may cost, as a share of the metric; or give a target."""
 
     def __post_init__(self) -> None:
-        if self.criterion not in IMPORTANCES:
-            raise UserError(f"criterion {self.criterion!r} is not one of {', '.join(IMPORTANCES)}")
+        criterion(self.criterion)
         if (self.pattern is None) == (not self.ratios):
             raise UserError("give either a pattern (with a ratio) or a ratio per parameter")
         for name, ratio in {"ratio": self.ratio, **(self.ratios or {})}.items():
@@ -114,7 +113,7 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
 
         return latency.plan(analysis, choice, choice.target)
     ranked, refused, notes = rank(analysis, choice)
-    allocate = _allocate(choice, ranked, notes)
+    allocate = _allocate(analysis, choice, ranked, notes)
     if choice.target is None:
         strength = choice.ratio if choice.max_loss is None else choice.max_loss
         removed = mark(analysis, allocate(strength))
@@ -126,7 +125,9 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
     return describe(analysis, ranked, removed, choice.criterion, refused=refused, notes=notes)
 
 
-def _allocate(choice: Choice, ranked: Sequence[Candidate], notes: list[str]) -> Allocator:
+def _allocate(
+    analysis: Analysis, choice: Choice, ranked: Sequence[Candidate], notes: list[str]
+) -> Allocator:
     """Return how a strength is spread: a ratio, a threshold, or a loss."""
     amount = resolved(choice.amount)
     if choice.sensitivity is not None:
@@ -139,7 +140,7 @@ def _allocate(choice: Choice, ranked: Sequence[Candidate], notes: list[str]) -> 
         return by_loss(ranked, curves, amount)
     if choice.allocation == "uniform" and choice.target is None:
         return lambda _: [amount.removed(c, c.ratio) for c in ranked]
-    return allocator(choice.allocation, ranked, amount)
+    return allocator(choice.allocation, analysis, ranked, amount)
 
 
 def _searched(target: Target, found: Found) -> str:
@@ -167,8 +168,9 @@ def rank(analysis: Analysis, choice: Choice) -> tuple[list[Candidate], list[Refu
             free.append(request)
         else:
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
-    ranked, notes = candidates(analysis, free, IMPORTANCES[choice.criterion], choice.group_score)
-    return ranked, refused, notes
+    ranked, notes = candidates(analysis, free, criterion(choice.criterion), choice.group_score)
+    comparable = choice.criterion in COMPARABLE
+    return [replace(c, comparable=comparable) for c in ranked], refused, notes
 
 
 def mark(analysis: Analysis, removed: Sequence[Ids]) -> Ids:
@@ -223,6 +225,8 @@ def describe(
 
 
 def _owners(owners: Ids) -> list[int]:
+    if not owners.size or (owners == owners[0]).all():
+        return [int(i) for i in owners[:1] if i >= 0]
     return [int(i) for i in np.unique(owners) if i >= 0]
 
 

@@ -41,6 +41,8 @@ class Candidate:
     """Positions in ``units``, the least important first; the ratio holds for every block."""
     width: int
     """Channels of the parameter that one unit holds: more than 1 for heads and groups."""
+    comparable: bool = False
+    """Whether the scores can be held against those of other groups as they are."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,7 @@ def _units(analysis: Analysis, producers: Sequence[Parameter]) -> Ids:
     joined = np.concatenate(labels)
     _, first = np.unique(joined, return_index=True)
     ordered = joined[np.sort(first)]
-    free = [int(x) not in analysis.components.pinned for x in ordered]
-    return np.asarray(ordered[np.array(free, bool)])
+    return np.asarray(ordered[~analysis.stays[ordered]])
 
 
 def _scores(
@@ -168,11 +169,12 @@ def _scores(
 ) -> Scores:
     """One score per unit: the mean over its channels in a parameter, then over parameters."""
     table = np.full((len(producers), len(units)), np.nan)
-    position = {int(u): i for i, u in enumerate(units)}
+    position = np.full(analysis.components.count, -1)
+    position[units] = np.arange(len(units))
     for row, parameter in enumerate(producers):
         if group_score == "first" and not np.isnan(table).all(axis=0).any():
             break  # every unit has its score
-        where = np.array([position.get(int(x), -1) for x in analysis.labels(parameter.birth)])
+        where = position[analysis.labels(parameter.birth)]
         inside = where >= 0
         try:
             raw = criterion(analysis, parameter)[inside]

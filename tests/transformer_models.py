@@ -36,7 +36,8 @@ class Output(nn.Module):
 def _of(model: nn.Module, take: str, inputs: dict[str, Tensor], **fixed: Any) -> Exported:
     module = Output(model.eval(), tuple(inputs), take, **fixed)
     axes = {
-        name: {0: "batch"} | ({1: f"{'target' if 'decoder' in name else 'length'}"} if x.ndim == 2 else {})
+        name: {0: "batch"}
+        | ({1: f"{'target' if 'decoder' in name else 'length'}"} if x.ndim == 2 else {})
         for name, x in inputs.items()
     }
     return Exported(module, inputs, axes)
@@ -78,7 +79,12 @@ def gpt2(attention: str = "eager") -> Exported:
     config = hf.GPT2Config(
         n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=50, attn_implementation=attention
     )
-    return _of(hf.GPT2LMHeadModel(config), "logits", _tokens("input_ids", "attention_mask"), use_cache=False)
+    return _of(
+        hf.GPT2LMHeadModel(config),
+        "logits",
+        _tokens("input_ids", "attention_mask"),
+        use_cache=False,
+    )
 
 
 def llama(attention: str = "eager") -> Exported:
@@ -91,7 +97,12 @@ def llama(attention: str = "eager") -> Exported:
         max_position_embeddings=64,
         attn_implementation=attention,
     )
-    return _of(hf.LlamaForCausalLM(config), "logits", _tokens("input_ids", "attention_mask"), use_cache=False)
+    return _of(
+        hf.LlamaForCausalLM(config),
+        "logits",
+        _tokens("input_ids", "attention_mask"),
+        use_cache=False,
+    )
 
 
 def convnext(attention: str = "") -> Exported:
@@ -138,7 +149,10 @@ def whisper(attention: str = "eager") -> Exported:
         decoder_start_token_id=1,
         attn_implementation=attention,
     )
-    inputs = {"input_features": torch.randn(2, 8, 40), **_tokens("decoder_input_ids", "decoder_attention_mask")}
+    inputs = {
+        "input_features": torch.randn(2, 8, 40),
+        **_tokens("decoder_input_ids", "decoder_attention_mask"),
+    }
     return _of(hf.WhisperForConditionalGeneration(config), "logits", inputs, use_cache=False)
 
 
