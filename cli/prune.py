@@ -12,7 +12,7 @@ from onnxslim_kd.errors import UserError
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.passes.prune import Choice
-    from onnxslim_kd.passes.targets import Curves, Quantity, Target
+    from onnxslim_kd.passes.targets import Curves, LatencyTarget, Quantity, Target
     from onnxslim_kd.plans import Plan
 
 
@@ -27,12 +27,34 @@ if TYPE_CHECKING:
 @click.option("--target-macs", type=float, help="Remove this share of the MACs instead.")
 @click.option("--target-params", type=float, help="Remove this share of the parameters.")
 @click.option("--target-size", type=float, help="Remove this share of the weights' bytes.")
+@click.option("--target-latency", type=float, help="Keep this share of the measured latency.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    show_default=True,
+    help="Where latency is measured.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    help="Threads inside an operator; by default the cores there are.",
+)
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of measured layers.")
+@click.option(
+    "--bench/--no-bench",
+    default=False,
+    show_default=True,
+    help="Measure the result; refuse one that is slower.",
+)
+@click.option("--force-slower", is_flag=True, help="Write it even if it measures slower.")
 @click.option(
     "--allocation",
-    type=click.Choice(["uniform", "global"]),
+    type=click.Choice(["uniform", "global", "isomorphic"]),
     default="uniform",
     show_default=True,
-    help="The same share of every group, or one threshold over all scores.",
+    help="The same share of every group, one threshold over all scores, or one per kind.",
 )
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="A file of `sensitivity`.")
 @click.option("--max-loss", type=float, help="With it: the share of the metric a group may cost.")
@@ -41,7 +63,7 @@ if TYPE_CHECKING:
     "--criterion",
     default="l1",
     show_default=True,
-    help="l1, l2, geometric-median, bn-scale or random.",
+    help="l1, l2, lamp, group-l2, geometric-median, bn-scale or random.",
 )
 @click.option(
     "--group-score",
@@ -101,15 +123,35 @@ def prune(model: Path, **given: Any) -> None:
         result = api.prune(
             model,
             choice,
-            given["output"],
+            None if given["bench"] else given["output"],
             reading=reading,
             verify=given["verify"],
             overwrite=given["force"],
         )
+    if result is not None and given["bench"]:
+        _bench(model, result, given)
     plan = result.plan if result is not None else api.plan(model, choice, reading)
     if given["save_plan"] is not None:
         plan.save(given["save_plan"], overwrite=given["force"])
     _report(plan, result, as_json=given["as_json"], output=given["output"])
+
+
+def _bench(model: Path, result: "Pruned", given: dict[str, Any]) -> None:
+    """Measure the result against MODEL, and write it unless it is slower."""
+    from onnxslim_kd import api
+    from onnxslim_kd.model import save
+    from onnxslim_kd.passes import latency
+
+    api.check_output(model, given["output"], overwrite=given["force"])
+    ratio = latency.not_slower(
+        model,
+        result.model,
+        shapes=options.shapes(given["inputs"]),
+        setting=latency.quick(given["provider"], given["threads"]),
+        force=given["force_slower"],
+    )
+    save(result.model, given["output"], overwrite=given["force"])
+    click.echo(f"Latency: {ratio} of the original's ({given['provider']}).", err=given["as_json"])
 
 
 def _choice(given: dict[str, Any]) -> "Choice | Plan":
@@ -147,14 +189,17 @@ def _curves(path: Path | None) -> "Curves | None":
     return {name: found.curve(name) for name in found.losses}
 
 
-def _target(given: dict[str, Any]) -> "Target | None":
-    from onnxslim_kd.passes.targets import Target
+def _target(given: dict[str, Any]) -> "Target | LatencyTarget | None":
+    from onnxslim_kd.passes.targets import LatencyTarget, Target
 
     quantities: tuple[Quantity, ...] = ("macs", "params", "size")
-    asked = [(q, given[f"target_{q}"]) for q in quantities if given[f"target_{q}"] is not None]
-    if len(asked) > 1:
-        raise UserError(f"give one target, not {' and '.join(f'--target-{q}' for q, _ in asked)}")
-    return Target(*asked[0]) if asked else None
+    names = [q for q in (*quantities, "latency") if given[f"target_{q}"] is not None]
+    if len(names) > 1:
+        raise UserError(f"give one target, not {' and '.join(f'--target-{q}' for q in names)}")
+    if "latency" in names:
+        where = given["provider"], given["threads"], given["cache"]
+        return LatencyTarget(given["target_latency"], *where)
+    return next((Target(q, given[f"target_{q}"]) for q in quantities if q in names), None)
 
 
 def _ratios(given: dict[str, Any]) -> dict[str, float] | None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from onnxslim_kd.errors import OperationError, UserError
 from onnxslim_kd.model import write_text
 from onnxslim_kd.passes.groups import Analysis, Parameter
-from onnxslim_kd.passes.importance import IMPORTANCES
+from onnxslim_kd.passes.importance import criterion
 from onnxslim_kd.passes.masks import Masked, with_masks
 from onnxslim_kd.passes.ratios import Amount, Candidate, Request, candidates
 from onnxslim_kd.runtime import Array, Session
@@ -132,7 +132,7 @@ class Job:
         """One candidate per group, in the order in which the parameters were named."""
         free = [p for p in self.parameters if self.analysis.refusal(p) is None]
         requests = [Request(p, 0.0) for p in free]
-        return candidates(self.analysis, requests, IMPORTANCES[self.criterion], "first")[0]
+        return candidates(self.analysis, requests, criterion(self.criterion), "first")[0]
 
 
 def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:

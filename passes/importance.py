@@ -1,10 +1,12 @@
-"""How much a channel matters: one function per criterion, in the table at the bottom.
+"""How much a channel matters: one function per criterion, in the tables at the bottom.
 
 A criterion gives one score per index along a parameter's axis, shape ``(size,)``; the lowest
-scores go first. To add one, write the function and put it in IMPORTANCES.
+scores go first. To add one, write the function and put it in IMPORTANCES, or, if it looks at all
+parameters of a model at once, give one score per component and put it in OVERALL.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -14,6 +16,7 @@ from scipy.spatial.distance import cdist
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import constant
+from onnxslim_kd.passes.channels import Birth
 from onnxslim_kd.passes.groups import Analysis, Parameter
 
 Scores = np.ndarray[Any, Any]
@@ -25,21 +28,29 @@ def weights(parameter: Parameter) -> Scores:
     Raises:
         UserError: The parameter is computed by the graph, so that it has no numbers here.
     """
-    array = constant(parameter.birth.value)
-    if array is None:
+    rows = _rows(parameter.birth)
+    if rows is None:
         raise UserError(
             f"{parameter.name} is computed inside the graph and has no weights to score;"
             f" leave it out with --ignore or use --criterion random"
         )
-    rows = np.moveaxis(array, parameter.axis, 0).reshape(parameter.birth.size, -1)
-    return rows.astype(np.float64) * _scale(parameter)
+    return rows
 
 
-def _scale(parameter: Parameter) -> Scores:
-    """The quantisation scale along the parameter's axis, 1 for floats."""
-    node = parameter.node
+def _rows(birth: Birth) -> Scores | None:
+    """A weight as ``(size, rest)``; None where the graph computes it."""
+    array = constant(birth.value)
+    if array is None:
+        return None
+    rows = np.moveaxis(array, birth.axis, 0).reshape(birth.size, -1)
+    return np.asarray(rows.astype(np.float64) * _scale(birth))
+
+
+def _scale(birth: Birth) -> Scores:
+    """The quantisation scale along an axis of a weight, 1 for floats."""
+    node = birth.node
     scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
-    if scale is None or scale.size not in (1, parameter.birth.size):
+    if scale is None or scale.size not in (1, birth.size):
         return np.ones((1, 1))
     return scale.reshape(-1, 1).astype(np.float64)
 
@@ -52,6 +63,19 @@ def l1(analysis: Analysis, parameter: Parameter) -> Scores:
 def l2(analysis: Analysis, parameter: Parameter) -> Scores:
     """Root of the sum of squared weights."""
     return np.asarray(np.sqrt(np.square(weights(parameter)).sum(axis=1)))
+
+
+def lamp(analysis: Analysis, parameter: Parameter) -> Scores:
+    """Squared norm over that of all filters at least as large (Lee et al. 2021, LAMP).
+
+    The order inside of a layer is that of l2; between layers the scores are comparable.
+    """
+    squares = np.square(weights(parameter)).sum(axis=1)
+    order = np.argsort(squares, kind="stable")
+    left = np.cumsum(squares[order][::-1])[::-1]
+    scores = np.empty(len(squares))
+    scores[order] = squares[order] / np.where(left > 0, left, 1.0)
+    return scores
 
 
 def geometric_median(analysis: Analysis, parameter: Parameter) -> Scores:
@@ -95,12 +119,68 @@ def random(analysis: Analysis, parameter: Parameter) -> Scores:
     return np.random.default_rng(seed).random(parameter.birth.size)
 
 
+def group_l2(analysis: Analysis) -> Scores:
+    """Root of the sum of squared weights of everything that goes with a channel.
+
+    The filters that make it, the inputs of the layers that read it and the scale of its norms, but
+    no bias: Torch-Pruning's GroupMagnitudeImportance.
+    """
+    total = np.zeros(analysis.components.count)
+    for birth in analysis.births:
+        is_vector = len(analysis.shapes.shape[birth.value]) == 1
+        rows = _rows(birth) if birth.operand is not None else None
+        if rows is None or (is_vector and (birth.node.op_type, birth.operand) not in SCALES):
+            continue
+        np.add.at(total, analysis.labels(birth), np.square(rows).sum(axis=1))
+    return np.sqrt(total)
+
+
+# ---------------------------------------------------------------------------- tables
+
 Criterion = Callable[[Analysis, Parameter], Scores]
+Overall = Callable[[Analysis], Scores]
+
+
+@dataclass
+class ByComponent:
+    """A criterion that scores all components of a model at once."""
+
+    overall: Overall
+    _seen: tuple[Analysis, Scores] | None = None
+
+    def __call__(self, analysis: Analysis, parameter: Parameter) -> Scores:
+        """Return the scores of the components that a parameter's channels belong to."""
+        if self._seen is None or self._seen[0] is not analysis:
+            self._seen = analysis, self.overall(analysis)
+        return np.asarray(self._seen[1][analysis.labels(parameter.birth)])
+
+
+def criterion(name: str) -> Criterion:
+    """Return the criterion of this name.
+
+    Raises:
+        UserError: There is none; all are listed.
+    """
+    if name in IMPORTANCES:
+        return IMPORTANCES[name]
+    if name in OVERALL:
+        return ByComponent(OVERALL[name])
+    raise UserError(f"criterion {name!r} is not one of {', '.join(NAMES)}")
+
+
+SCALES = {("BatchNormalization", 1), ("LayerNormalization", 1)}
+"""The vectors that are scales: (operator, input)."""
 
 IMPORTANCES: dict[str, Criterion] = {
     "l1": l1,
     "l2": l2,
+    "lamp": lamp,
     "geometric-median": geometric_median,
     "bn-scale": bn_scale,
     "random": random,
 }
+OVERALL: dict[str, Overall] = {"group-l2": group_l2}
+NAMES = (*IMPORTANCES, *OVERALL)
+COMPARABLE = frozenset({"lamp"})
+"""Criteria whose scores mean the same in every layer; others are divided by their group's mean
+before layers compete."""

@@ -6,6 +6,7 @@ by bisection, starting at 0.5, and a share within 0.01 of the target is good eno
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +17,11 @@ from onnxslim_kd.cost import is_weight
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.importance import Scores
 from onnxslim_kd.passes.ratios import Amount, Candidate
 
 Quantity = Literal["macs", "params", "size"]
-Allocation = Literal["uniform", "global"]
+Allocation = Literal["uniform", "global", "isomorphic"]
 CLOSE = 1e-2
 """How near to the target is near enough, as a share (PaddleSlim's UniformPruneStrategy)."""
 STEPS = 40
@@ -90,29 +92,62 @@ Allocator = Callable[[float], list[Ids]]
 """From a strength in [0, 1) to the components that go, per group."""
 
 
-def allocator(kind: Allocation, ranked: Sequence[Candidate], amount: Amount) -> Allocator:
+def allocator(
+    kind: Allocation, analysis: Analysis, ranked: Sequence[Candidate], amount: Amount
+) -> Allocator:
     """Return how a strength is spread over the groups.
 
     Args:
         kind: ``uniform``: the same share of every group; ``global``: one threshold over the
-            scores of all groups, each divided by the mean of its group.
+            scores of all groups, each divided by the mean of its group unless they are comparable;
+            ``isomorphic``: a threshold for each kind of group, over the scores as they are.
+        analysis: The solved model.
         ranked: The groups.
         amount: How a share becomes a number of channels.
     """
     if kind == "uniform":
         return lambda strength: [amount.removed(c, strength) for c in ranked]
-    scores = [_normalised(c) for c in ranked]
-    everything = np.sort(np.concatenate(scores)) if scores else np.empty(0)
+    if kind == "global":
+        scores = [c.scores if c.comparable else _normalised(c) for c in ranked]
+        return partial(_below, ranked, scores, [0] * len(ranked), amount)
+    kinds = [shape_of(analysis, c) for c in ranked]
+    return partial(_below, ranked, [c.scores for c in ranked], kinds, amount)
 
-    def below(strength: float) -> list[Ids]:
-        index = min(int(strength * len(everything)), len(everything) - 1)
-        threshold = everything[index] if len(everything) else 0.0
-        return [
-            amount.weakest(c, [int((s[b] < threshold).sum()) for b in c.blocks])
-            for c, s in zip(ranked, scores, strict=True)
-        ]
 
-    return below
+def _below(
+    ranked: Sequence[Candidate],
+    scores: Sequence[Scores],
+    kinds: Sequence[object],
+    amount: Amount,
+    strength: float,
+) -> list[Ids]:
+    """What scores below the threshold that leaves ``strength`` of all units of a kind below."""
+    threshold = {}
+    for kind in set(kinds):
+        rivals = [s for s, other in zip(scores, kinds, strict=True) if other == kind]
+        everything = np.sort(np.concatenate(rivals))
+        threshold[kind] = everything[min(int(strength * len(everything)), len(everything) - 1)]
+    return [
+        amount.weakest(c, [int((s[b] < threshold[kind]).sum()) for b in c.blocks])
+        for c, s, kind in zip(ranked, scores, kinds, strict=True)
+    ]
+
+
+def shape_of(analysis: Analysis, candidate: Candidate) -> tuple[object, ...]:
+    """Say what one unit of a group is made of: equal for groups that can compete as they are.
+
+    As Fang et al. 2024 (Isomorphic Pruning): the operators, their axes, and the size of the slice
+    that one channel has in each weight.
+    """
+    inside = np.zeros(analysis.components.count, bool)
+    inside[candidate.units] = True
+    parts = []
+    for birth in analysis.births:
+        shape = analysis.shapes.shape[birth.value]
+        if len(shape) > 1 and inside[analysis.labels(birth)].any():
+            rest = tuple(size for axis, size in enumerate(shape) if axis != birth.axis)
+            parts.append((birth.node.op_type, birth.operand or -1, birth.axis, rest))
+    return tuple(sorted(parts))
 
 
 Curve = Sequence[tuple[float, float]]
