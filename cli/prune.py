@@ -140,14 +140,14 @@ def _bench(model: Path, result: "Pruned", given: dict[str, Any]) -> None:
     """Measure the result against MODEL, and write it unless it is slower."""
     from onnxslim_kd import api
     from onnxslim_kd.model import save
-    from onnxslim_kd.passes import latency
+    from onnxslim_kd.passes import latency_measure
 
     api.check_output(model, given["output"], overwrite=given["force"])
-    ratio = latency.not_slower(
+    ratio = latency_measure.not_slower(
         model,
         result.model,
         shapes=options.shapes(given["inputs"]),
-        setting=latency.quick(given["provider"], given["threads"]),
+        setting=latency_measure.quick(given["provider"], given["threads"]),
         force=given["force_slower"],
     )
     save(result.model, given["output"], overwrite=given["force"])

@@ -7,27 +7,22 @@
    turn, and correct along the walk until the measured ratio holds.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import onnx_ir as ir
-
-from onnxslim_kd import cost, profile, staircase, timing
 from onnxslim_kd import shapes as shape_sampling
-from onnxslim_kd.bench import Setting
+from onnxslim_kd import staircase
 from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.latency_layers import Layer, Survey
+from onnxslim_kd.passes.latency_measure import Clock, this_machine
 from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
 from onnxslim_kd.passes.ratios import Candidate
 from onnxslim_kd.passes.targets import LatencyTarget
 from onnxslim_kd.plans import Plan
-from onnxslim_kd.runtime import Session
 from onnxslim_kd.staircase import Table
-from onnxslim_kd.statistics import Ratio
 from onnxslim_kd.workload import Shape, workloads
 
 TRIES = 10
@@ -35,18 +30,6 @@ SHARPEN = 2
 """Measure that often before a ratio is believed to hold: the first time may have been luck."""
 BLOCKING = 3
 """Layers that stay whole, to name when a target is out of reach."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """What is measured; tests put in their own."""
-
-    trace: Callable[[ir.Model, Mapping[str, Shape]], dict[str, float]]
-    """The seconds of every node of a model that ran, by name."""
-    ratio: Callable[[ir.Model, ir.Model, Mapping[str, Shape]], float]
-    """The latency of the second model over that of the first."""
-    table: Table
-    """The seconds of single layers."""
 
 
 @dataclass(frozen=True)
@@ -159,72 +142,6 @@ def plan(
     notes += _said(target, course, settled, clock.table)
     update = {"notes": tuple(notes), "refused": tuple(refused)}
     return search.decided(course, settled.index).model_copy(update=update)
-
-
-def this_machine(target: LatencyTarget) -> Clock:
-    """Return what measures on this machine, with its table on disk."""
-    setting = target.setting
-
-    def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
-        feeds = workloads(model, [shapes])[0].feeds[0]
-        (found,) = profile.profile(
-            [model],
-            feeds,
-            provider=setting.provider,
-            threads=setting.threads,
-            quantile=staircase.FASTEST,
-        )
-        return by_layer(model, found)
-
-    def ratio(original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape]) -> float:
-        return compare(original, pruned, shapes, setting).median
-
-    table = staircase.open_table(setting.provider, setting.threads, target.cache)
-    return Clock(trace, ratio, table)
-
-
-def compare(
-    original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape], setting: Setting
-) -> Ratio:
-    """Measure the latency of one model over that of another, in turn.
-
-    A single thread on a processor is timed by the time that it had the processor: what a clock
-    shows on an idle machine, and what it would show here without other programs.
-    """
-    feeds = workloads(original, [shapes])[0].feeds[0]
-    calls = [
-        partial(
-            Session(model, provider=setting.provider, threads=setting.threads, spin=False).run,
-            feeds,
-        )
-        for model in (original, pruned)
-    ]
-    alone = setting.provider == "cpu" and setting.threads == 1
-    first, second = timing.interleave(
-        calls,
-        rounds=setting.rounds,
-        seconds=setting.seconds,
-        clock=time.thread_time if alone else time.perf_counter,
-    )
-    return second.ratio_to(first)
-
-
-def by_layer(model: ir.Model, found: Sequence[profile.Operator]) -> dict[str, float]:
-    """Return seconds by name; a fused layer goes by the node that multiplies, not the one behind.
-
-    What belongs to no node of the model (layout conversions) is kept under its own name.
-    """
-    nodes = {node.name or "": node for node in model.graph}
-    seconds: dict[str, float] = {}
-    for operator in found:
-        node, name = nodes.get(operator.name), operator.name
-        while node is not None and node.op_type != operator.op and "Conv" in operator.op:
-            node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
-            if node is not None and node.op_type in cost.MACS:
-                name = node.name or ""
-                break
-        seconds[name] = seconds.get(name, 0.0) + operator.milliseconds / 1e3
-    return seconds
 
 
 def survey(

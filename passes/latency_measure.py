@@ -1,0 +1,134 @@
+"""What latency pruning measures: nodes of a model, single layers, one model against another."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import onnx_ir as ir
+
+from onnxslim_kd import cost, profile, staircase, timing
+from onnxslim_kd import model as model_io
+from onnxslim_kd.bench import Setting
+from onnxslim_kd.errors import OperationError
+from onnxslim_kd.model import ModelLike
+from onnxslim_kd.passes.targets import LatencyTarget
+from onnxslim_kd.runtime import Session
+from onnxslim_kd.staircase import Table
+from onnxslim_kd.statistics import Ratio
+from onnxslim_kd.workload import Shape, workloads
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What is measured; tests put in their own."""
+
+    trace: Callable[[ir.Model, Mapping[str, Shape]], dict[str, float]]
+    """The seconds of every node of a model that ran, by name."""
+    ratio: Callable[[ir.Model, ir.Model, Mapping[str, Shape]], float]
+    """The latency of the second model over that of the first."""
+    table: Table
+    """The seconds of single layers."""
+
+
+def this_machine(target: LatencyTarget) -> Clock:
+    """Return what measures on this machine, with its table on disk."""
+    setting = target.setting
+
+    def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
+        feeds = workloads(model, [shapes])[0].feeds[0]
+        (found,) = profile.profile(
+            [model],
+            feeds,
+            provider=setting.provider,
+            threads=setting.threads,
+            quantile=staircase.FASTEST,
+        )
+        return by_layer(model, found)
+
+    def ratio(original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape]) -> float:
+        return compare(original, pruned, shapes, setting).median
+
+    table = staircase.open_table(setting.provider, setting.threads, target.cache)
+    return Clock(trace, ratio, table)
+
+
+def compare(
+    original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape], setting: Setting
+) -> Ratio:
+    """Measure the latency of one model over that of another, in turn.
+
+    A single thread on a processor is timed by the time that it had the processor: what a clock
+    shows on an idle machine, and what it would show here without other programs.
+    """
+    feeds = workloads(original, [shapes])[0].feeds[0]
+    calls = [
+        partial(
+            Session(model, provider=setting.provider, threads=setting.threads, spin=False).run,
+            feeds,
+        )
+        for model in (original, pruned)
+    ]
+    alone = setting.provider == "cpu" and setting.threads == 1
+    first, second = timing.interleave(
+        calls,
+        rounds=setting.rounds,
+        seconds=setting.seconds,
+        clock=time.thread_time if alone else time.perf_counter,
+    )
+    return second.ratio_to(first)
+
+
+def quick(provider: str = "cpu", threads: int = 0) -> Setting:
+    """Return the setting for a glance at the result: seconds, not minutes."""
+    return Setting(provider, threads, rounds=15, seconds=2.0)
+
+
+def not_slower(
+    original: ModelLike,
+    pruned: ir.Model,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    setting: Setting | None = None,
+    force: bool = False,
+) -> Ratio:
+    """Measure a cut against the original.
+
+    Args:
+        original: The model before the cut.
+        pruned: The model after it.
+        shapes: Shapes of dynamic inputs, by name.
+        setting: Where and how long to measure.
+        force: Whether a cut that is slower may pass.
+
+    Raises:
+        OperationError: The cut is slower, and that is no accident of measuring.
+        UserError: An input's size is not known, or the provider is not here.
+    """
+    before = model_io.load(original)
+    sizes = workloads(before, [shapes] if shapes else ())[0].shapes
+    ratio = compare(before, pruned, sizes, setting or quick())
+    if ratio.low > 1 and not force:
+        raise OperationError(
+            f"the cut measures {ratio} of the original's latency: it is slower, and was not"
+            f" written; keep multiples of the runtime's block (--round-to), or --force-slower"
+        )
+    return ratio
+
+
+def by_layer(model: ir.Model, found: Sequence[profile.Operator]) -> dict[str, float]:
+    """Return seconds by name; a fused layer goes by the node that multiplies, not the one behind.
+
+    What belongs to no node of the model (layout conversions) is kept under its own name.
+    """
+    nodes = {node.name or "": node for node in model.graph}
+    seconds: dict[str, float] = {}
+    for operator in found:
+        node, name = nodes.get(operator.name), operator.name
+        while node is not None and node.op_type != operator.op and "Conv" in operator.op:
+            node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
+            if node is not None and node.op_type in cost.MACS:
+                name = node.name or ""
+                break
+        seconds[name] = seconds.get(name, 0.0) + operator.milliseconds / 1e3
+    return seconds
