@@ -502,6 +502,20 @@ def test_untie_leaves_shared_matrices_alone():
     assert set(lower(model).parameters_by_name) == {"w", "v", "v_1"}
 
 
+def test_untie_leaves_the_bias_of_a_layer_that_runs_twice():
+    model = parse(
+        "a = Gemm(x, w, b) c = Gemm(a, w, b) y = Gemm(c, v, b)",
+        "float[2,3] x",
+        "float[2,3] y",
+        w=normal(3, 3),
+        v=normal(3, 3),
+        b=normal(3),
+    )
+    assert untie(model) == ["b_1"]
+    names = [node.inputs[2].name for node in model.graph]
+    assert names == ["b", "b", "b_1"]
+
+
 def test_values_named_like_others_with_a_number_stay_apart():
     model = parse(
         "a_1 = Neg(x) a = Add(a_1, a_2) b = Mul(a, a_3) y = Sub(b, a_1)",

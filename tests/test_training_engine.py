@@ -1,4 +1,5 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from training_models import build, classifier, numbers, pair
@@ -118,6 +119,35 @@ def test_freeze_and_train_patterns():
         fit(classifier(), freeze=["conv3"])
     with pytest.raises(UserError, match="no parameter is left to train"):
         fit(classifier(), freeze=["."])
+
+
+def test_layers_that_share_a_bias_in_the_file_train_their_own(tmp_path):
+    model = classifier(10)
+    own = model.graph.initializers["bn1_bias"]
+    own.replace_all_uses_with(model.graph.initializers["fc_bias"])
+    model.graph.initializers.pop("bn1_bias")
+    outcome, _ = fit(model, epochs=1)
+    trained = numbers(outcome.model)
+    assert not np.array_equal(trained["fc_bias"], trained["fc_bias_1"])
+    first = {
+        node.op_type: node.inputs[2].name for node in outcome.model.graph if len(node.inputs) > 2
+    }
+    assert {first["BatchNormalization"], first["Gemm"]} == {"fc_bias", "fc_bias_1"}
+
+
+def test_constants_of_a_loss_do_not_train():
+    model = pair()
+    scale = ir.Value(name="loss/hint/scale", const_value=ir.tensor(np.full(16, 2, np.float32)))
+    model.graph.register_initializer(scale)
+    node = next(node for node in model.graph if node.outputs[0].name == "projected")
+    scaled = ir.node("Mul", [node.outputs[0], scale], name="loss/hint/scaled")
+    node.outputs[0].replace_all_uses_with(scaled.outputs[0])
+    scaled.replace_input_with(0, node.outputs[0])
+    model.graph.insert_after(node, scaled)
+    outcome, events = fit(model, epochs=1)
+    (start,) = of(events, "start")
+    assert start["frozen"]["loss/hint/scale"] == "constant of a loss"
+    assert (numbers(outcome.model)["loss/hint/scale"] == 2).all()
 
 
 def test_parameters_without_gradient_are_named():

@@ -30,6 +30,7 @@ from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.sync_bn import synchronise
 from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
 from onnxslim_kd.training.transforms import Preprocess
+from onnxslim_kd.training.weights import untie
 
 Speak = Callable[[Mapping[str, Any]], None]
 
@@ -44,9 +45,11 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     if config.amp == "fp16" and world.device == "cpu":
         raise UserError("amp fp16 needs a CUDA device; use bf16 or none on the CPU")
     model = _free(model, config, world)
+    untie(model)
     roles = roles_io.read(model)
     if config.init_from is not None:
         given = model_io.load(config.init_from)
+        untie(given)  # so that the names are the same
         if config.init_shapes:
             take_shapes(model, given)
         speak({"event": "init", **load_weights(model, given)})

@@ -11,7 +11,10 @@ from onnxslim_kd.roles import Roles
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.lowering import Lowered
 from onnxslim_kd.training.optim import matching
-from onnxslim_kd.training.weights import roles_of, statistics_of
+from onnxslim_kd.training.weights import Role, roles_of, statistics_of
+
+LOSS = "loss/"
+"""How the names of what a loss computes with begin; its parameters are listed in the roles."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,11 @@ def select(model: ir.Model, roles: Roles | None, config: TrainConfig) -> Selecti
     for name, role in roles_of(model).items():
         if name in statistics or not _is_float(model, name):
             continue
-        if prefixes and name.startswith(prefixes):
-            frozen[name] = "teacher"
-        elif role.trains or (roles is not None and name in roles.loss_parameters):
+        reason = _kept(name, role, prefixes, roles)
+        if reason is None:
             trained[name] = role.reason
         else:
-            frozen[name] = role.reason
+            frozen[name] = reason
     for name in matching(config.train, [*trained, *frozen], "train"):
         trained[name] = trained.get(name) or f"asked for ({frozen.pop(name)})"
     for name in matching(config.freeze, [*trained, *frozen], "freeze"):
@@ -55,6 +57,17 @@ def select(model: ir.Model, roles: Roles | None, config: TrainConfig) -> Selecti
     if not trained:
         raise UserError("no parameter is left to train; see the train and freeze patterns")
     return Selection(trained, frozen)
+
+
+def _kept(name: str, role: Role, prefixes: tuple[str, ...], roles: Roles | None) -> str | None:
+    """Return why an initializer does not train, or None where it does."""
+    if prefixes and name.startswith(prefixes):
+        return "teacher"
+    if roles is not None and name in roles.loss_parameters:
+        return None
+    if roles is not None and name.startswith(LOSS):
+        return "constant of a loss"
+    return None if role.trains else role.reason
 
 
 def _is_float(model: ir.Model, name: str) -> bool:

@@ -174,7 +174,8 @@ def untie(model: ir.Model) -> list[str]:
     """Give every layer its own biases, scales and running statistics; return the new names.
 
     Exporters store equal vectors once, so that all layers of a fresh network share one bias: they
-    would train as one. Matrices that are shared (an embedding and its head) stay shared.
+    would train as one. Matrices that are shared (an embedding and its head) stay shared, and so do
+    the biases of layers that share their matrix.
     """
     statistics = statistics_of(model)
     made = []
@@ -185,11 +186,21 @@ def untie(model: ir.Model) -> list[str]:
                 continue
             if name not in statistics and not _role(value).trains:
                 continue
-            for node, index in list(uses)[1:]:
-                own = new_initializer(graph, name, tensor.numpy())
-                node.replace_input_with(index, own)
-                made.append(name_of(own))
+            owners: dict[ir.Value | ir.Node, ir.Value] = {}
+            for node, index in uses:
+                layer = _matrix_of(node) or node
+                if layer not in owners:
+                    fresh = new_initializer(graph, name, tensor.numpy()) if owners else value
+                    owners[layer] = fresh
+                    made += [name_of(fresh)] if fresh is not value else []
+                node.replace_input_with(index, owners[layer])
     return made
+
+
+def _matrix_of(node: ir.Node) -> ir.Value | None:
+    """Return the matrix or kernel among the node's inputs."""
+    held = (v for v in node.inputs if v is not None and v.const_value is not None)
+    return next((v for v in held if len(v.const_value.shape) > 1), None)  # type: ignore[union-attr]
 
 
 _WEIGHT_BIAS = {1: "weight", 2: "bias"}
