@@ -68,8 +68,8 @@ class Stop:
 def menu(candidate: Candidate, block: int) -> Menu:
     """Return the widths of a group: whole blocks, and for narrow groups a few between.
 
-    The importance of a unit is its score divided by the mean of its group, as for
-    ``--allocation global``; the weakest of every block go first.
+    The importance of a unit is what ``--allocation global`` compares; the weakest of every block
+    go first.
     """
     sizes = [len(b) for b in candidate.blocks]
     widest, step = max(sizes), max(1, block // candidate.width)
@@ -78,15 +78,33 @@ def menu(candidate: Candidate, block: int) -> Menu:
     least = max(min(widest, max(1, block // candidate.width)), int(np.ceil(FLOOR * widest)))
     floor = -(-least // step) * step
     kept = [widest, *(k for k in range((widest - 1) // step * step, floor - 1, -step))]
-    mean = float(np.abs(candidate.scores).mean()) or 1.0
-    worth = dict(zip(candidate.units.tolist(), candidate.scores / mean, strict=True))
+    value = worth(candidate)
     removed, amount = [], Amount()
     for width in kept:
         counts = [size - max(1, round(size * width / widest)) for size in sizes]
         removed.append(amount.weakest(candidate, counts))
-    lost = tuple(float(sum(worth[u] for u in units.tolist())) for units in removed)
+    lost = tuple(float(sum(value[u] for u in units.tolist())) for units in removed)
     channels = tuple(width * candidate.width for width in kept)
-    return Menu(channels, tuple(removed), lost, float(sum(worth.values())))
+    return Menu(channels, tuple(removed), lost, float(sum(value.values())))
+
+
+def worth(candidate: Candidate) -> dict[int, float]:
+    """Return the importance of every unit: its score by the mean of its group."""
+    mean = float(np.abs(candidate.scores).mean()) or 1.0
+    return dict(zip(candidate.units.tolist(), candidate.scores / mean, strict=True))
+
+
+def kept_importance(candidates: Sequence[Candidate], removed: Ids) -> float:
+    """Return the share of the importance of all candidates that stays.
+
+    Args:
+        candidates: The groups.
+        removed: A mask over components.
+    """
+    values = [worth(c) for c in candidates]
+    total = sum(sum(value.values()) for value in values)
+    left = sum(v for value in values for unit, v in value.items() if not removed[unit])
+    return float(left / total) if total else 1.0
 
 
 def descend(

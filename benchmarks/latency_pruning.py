@@ -1,0 +1,232 @@
+"""Pruning for latency: by one ratio, by MACs with rounding, and by what the machine measures.
+
+    python benchmarks/latency_pruning.py [densenet121.onnx yolov8n.onnx ...] [--only PART]
+
+Models: four of the zoo, the detector that ships inside of rapidocr-onnxruntime, and files given.
+(a) is one ratio for every layer, any width, as other pruners do it; (b) the same with widths in
+whole blocks of the machine; (c) is ours, for a latency. One thread, timed by the time that it had
+the processor, so that other programs do not count; the clock's time stands beside it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from common import Claim, compare, session_call, write
+
+from onnxslim_kd import Amount, Choice, api, timing
+from onnxslim_kd import model as model_io
+from onnxslim_kd.bench import Setting
+from onnxslim_kd.passes import prune
+from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.latency_measure import compare as measured_ratio
+from onnxslim_kd.passes.latency_path import kept_importance
+from onnxslim_kd.passes.targets import LatencyTarget, Target
+from onnxslim_kd.plans import Plan
+from onnxslim_kd.workload import workloads
+
+ZOO = ("mobilenet_v1", "mobilenet_v2", "resnet18", "resnet50")
+SHAPES = {"yolov8n": {"images": (1, 3, 640, 640)}, "ch_PP": {"x": (1, 3, 320, 320)}}
+IGNORE = ".*dfl"
+"""The bins of a YOLO head count distances: a cut would change what they mean."""
+MACS = 0.5
+LATENCY = 0.6
+HALVINGS = 6
+TOLERANCE = 0.03
+FASTER, MORE = 1.15, 1.10
+GLANCE = Setting(threads=1, rounds=15, seconds=3.0)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A pruned model and what it cost."""
+
+    plan: Plan
+    model: ir.Model
+    kept: float
+    """Share of the importance."""
+    seconds: float
+    """To decide, which includes measuring for (c)."""
+
+    @property
+    def macs(self) -> float:
+        return self.plan.macs_after / self.plan.macs_before
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be pruned."""
+
+    name: str
+    analysis: Analysis
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def load(cls, path: Path) -> "Subject":
+        given = next((s for name, s in SHAPES.items() if name in path.stem), None)
+        reading = api.Reading(inputs=given)
+        analysis = reading.analyse(path)
+        shapes = workloads(analysis.model, [given] if given else ())[0].shapes
+        return cls(path.stem, analysis, dict(shapes))
+
+    def cut(self, choice: Choice) -> Cut:
+        start = time.perf_counter()
+        plan = prune.plan(self.analysis, choice)
+        seconds = time.perf_counter() - start
+        ranked, _, _ = prune.rank(self.analysis, choice)
+        kept = kept_importance(ranked, prune.removed_by(self.analysis, plan))
+        return Cut(plan, prune.cut(self.analysis.model, plan), kept, seconds)
+
+    def by_ratio(self, ratio: float) -> Cut:
+        return self.cut(choice(ratio=ratio, amount=Amount(1)))
+
+    def at_latency(self, latency: float) -> tuple[Cut, float]:
+        """Halve the interval of the one ratio until the cut measures ``latency``."""
+        low, high, found = 0.0, 0.95, []
+        for _ in range(HALVINGS):
+            ratio = (low + high) / 2
+            cut = self.by_ratio(ratio)
+            measured = measured_ratio(self.analysis.model, cut.model, self.shapes, GLANCE).median
+            found.append((cut, measured))
+            low, high = (ratio, high) if measured > latency else (low, ratio)
+        return min(found, key=lambda f: abs(f[1] - latency))
+
+
+def choice(**options: Any) -> Choice:
+    return Choice(pattern=".*", ignore=IGNORE, **options)
+
+
+# ----------------------------------------------------------------------------- judge
+
+
+def one(path: Path, cache: Path) -> dict[str, Any]:
+    subject = Subject.load(path)
+    target = LatencyTarget(LATENCY, threads=1, cache=cache)
+    cuts = {
+        "a": subject.cut(choice(target=Target("macs", MACS), amount=Amount(1))),
+        "b": subject.cut(choice(target=Target("macs", MACS))),
+        "c": subject.cut(choice(target=target)),
+    }
+    cuts["a_at_latency"], _ = subject.at_latency(LATENCY)
+    feeds = workloads(subject.analysis.model, [subject.shapes])[0].feeds[0]
+    models = {"original": subject.analysis.model} | {n: cut.model for n, cut in cuts.items()}
+    calls = {n: session_call(model, feeds, threads=1) for n, model in models.items()}
+    timings = timing.interleave(
+        list(calls.values()), rounds=60, seconds=25.0, clock=time.thread_time
+    )
+    processor = dict(zip(calls, timings, strict=True))
+    clock = compare(calls, seconds=8.0)
+    row: dict[str, Any] = {"model": subject.name, "original": processor["original"].latency}
+    for name, cut in cuts.items():
+        row[name] = {
+            "macs": cut.macs,
+            "latency": processor[name].ratio_to(processor["original"]),
+            "clock": clock[name].ratio_to(clock["original"]),
+            "kept": cut.kept,
+            "seconds": cut.seconds,
+            "widths": [(g.units, g.units - g.removed) for g in cut.plan.groups],
+            "notes": cut.plan.notes,
+        }
+    row["a_over_b"] = processor["a"].ratio_to(processor["b"])
+    show(row)
+    return row
+
+
+def show(row: dict[str, Any]) -> None:
+    print(row["model"], f"a/b {row['a_over_b']}")
+    for name in ("a", "b", "c", "a_at_latency"):
+        r = row[name]
+        print(
+            f"  {name:12} macs {r['macs']:.3f} latency {r['latency']} clock {r['clock']}"
+            f" kept {r['kept']:.3f} in {r['seconds']:.1f} s",
+            flush=True,
+        )
+
+
+# ---------------------------------------------------------------------------- claims
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    total = len(rows)
+    off = {row["model"]: abs(row["c"]["latency"].median / LATENCY - 1) for row in rows}
+    near = sum(o <= TOLERANCE for o in off.values())
+    worst = max(off, key=off.__getitem__)
+    more = {row["model"]: row["c"]["kept"] / row["a_at_latency"]["kept"] for row in rows}
+    richer = sum(m >= MORE for m in more.values())
+    least = min(more, key=more.__getitem__)
+    faster = {row["model"]: row["a_over_b"].median for row in rows if off_edges(row)}
+    quick = sum(f >= FASTER for f in faster.values())
+    return [
+        Claim(
+            f"--target-latency {LATENCY} measures what was asked, within {TOLERANCE:.0%}",
+            f"{total} of {total} models",
+            f"{near} of {total}; worst {worst}, {off[worst]:.1%} off",
+            met=near == total,
+        ),
+        Claim(
+            "importance kept at that latency, against one ratio for every layer",
+            f">= {MORE:.2f}x on every model",
+            f"{richer} of {total}; mean {statistics.geometric_mean(more.values()):.2f}x,"
+            f" least {more[least]:.2f}x ({least})",
+            met=richer == total,
+        ),
+        Claim(
+            "half of the MACs: speed with whole blocks, against the same ratio with any width",
+            f">= {FASTER:.2f}x on every model",
+            f"{quick} of {len(faster)}; mean {statistics.geometric_mean(faster.values()):.2f}x,"
+            f" least {min(faster.values()):.2f}x",
+            met=quick == len(faster),
+        ),
+        *(per_macs(row) for row in rows),
+    ]
+
+
+def per_macs(row: dict[str, Any]) -> Claim:
+    """The latency that is left against the MACs that are left."""
+    said = [f"({n}) {row[n]['latency'].median:.2f} at {row[n]['macs']:.2f}" for n in "abc"]
+    met = row["c"]["latency"].median < 1
+    return Claim(f"{row['model']}: latency at MACs", "(c) < 1", ", ".join(said), met=met)
+
+
+def off_edges(row: dict[str, Any]) -> bool:
+    """Whether the one ratio left widths that are no multiple of 4, outside of the fast kernels."""
+    return any(after % 4 for before, after in row["a"]["widths"] if after != before)
+
+
+def zoo(folder: Path, part: str) -> list[Path]:
+    from onnxslim_kd.zoo.export import export
+
+    paths = []
+    for name in (name for name in ZOO if part in name):
+        path = folder / f"{name}.onnx"
+        model_io.save(export(name), path)
+        paths.append(path)
+    return paths
+
+
+def shipped() -> Path:
+    models = Path(str(files("rapidocr_onnxruntime").joinpath("models")))
+    return models / "ch_PP-OCRv4_det_infer.onnx"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("more", nargs="*", type=Path, help="more models")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [*zoo(Path(folder), arguments.only), shipped(), *arguments.more]
+        chosen = [path for path in paths if arguments.only in path.stem]
+        rows = [one(path, Path(folder)) for path in chosen]
+    write("latency_pruning", claims=claims(rows), rows=rows, packages=("rapidocr-onnxruntime",))
+
+
+if __name__ == "__main__":
+    main()
