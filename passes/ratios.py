@@ -133,7 +133,8 @@ def candidates(
         producers = members.get(group, [])
         named = [r.parameter for r in wanted if r.parameter.produces]
         first = named or [r.parameter for r in wanted]
-        order = [*first, *[p for p in producers if p not in first]]
+        taken = {id(p) for p in first}  # by identity: comparing parameters is slow in large groups
+        order = [*first, *[p for p in producers if id(p) not in taken]]
         units = _units(analysis, order)
         if not len(units):
             continue
