@@ -5,6 +5,7 @@ before; so the state of a run is its weights, its optimiser and where it stands,
 ends with the same bits as one that was not disturbed.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from onnxslim_kd.training.assemble import assemble
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Batch
 from onnxslim_kd.training.distributed import World, join
-from onnxslim_kd.training.interrupts import interrupts
+from onnxslim_kd.training.interrupts import SIGNALS, interrupts
 from onnxslim_kd.training.objective import OWN
 from onnxslim_kd.training.plant import Plant
 
@@ -63,13 +64,18 @@ def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with join(config.device) as world, interrupts() as interrupted:
+    with join(config.device) as world, interrupts(_signals(world)) as interrupted:
         speak = listen if world.leads else lambda event: None
         run = Run(assemble(model, config, world, speak), config, world, speak)
         run.resume()
         finished = run.fit(interrupted)
         run.finish()
         return Outcome(run.plant.model, run.history, finished, world.leads)
+
+
+def _signals(world: World) -> tuple[signal.Signals, ...]:
+    """Return what a run ends for; among several, torchrun's SIGTERM says that a peer is gone."""
+    return SIGNALS if world.size == 1 else SIGNALS[:1]
 
 
 @dataclass

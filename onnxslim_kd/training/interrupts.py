@@ -2,12 +2,14 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def interrupts() -> Iterator[threading.Event]:
+def interrupts(numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that the step ends and a checkpoint is written."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -19,7 +21,7 @@ def interrupts() -> Iterator[threading.Event]:
         # A second one ends at once.
         signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in numbers}
     for number in previous:
         signal.signal(number, note)
     try:
