@@ -16,7 +16,7 @@ from onnxslim_kd import staircase
 from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
-from onnxslim_kd.passes.latency_layers import Layer, Survey
+from onnxslim_kd.passes.latency_layers import WHOLE, Layer, Survey
 from onnxslim_kd.passes.latency_measure import Clock, this_machine
 from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
 from onnxslim_kd.passes.ratios import Candidate
@@ -48,9 +48,9 @@ class Course:
     @property
     def predicted(self) -> list[float]:
         """The latency ratio expected at every stop."""
-        whole = sum(self.seconds.values())
-        fixed = whole - sum(layer.seconds for layer in self.layers)
-        return [self.scale * (fixed + stop.seconds) / whole for stop in self.stops]
+        layers = sum(layer.seconds for layer in self.layers)
+        fixed = max(sum(self.seconds.values()) - layers, 0.0)
+        return [self.scale * (fixed + s.seconds) / (fixed + layers) for s in self.stops]
 
     def finer(self, settled: Settled) -> "Course":
         """Walk again in smaller steps from the last stop that measured above the target."""
@@ -158,10 +158,10 @@ def survey(
 
 def _said(target: LatencyTarget, course: Course, settled: Settled, table: Table) -> list[str]:
     """The notes of a plan: what was measured, and what stopped the search."""
-    on = f"{target.provider}, {target.setting.threads} threads"
+    on = f"{target.provider}, threads: {target.setting.threads}"
     text = (
         f"measured {settled.ratio:.3f} of the original's latency ({on}) after {settled.tries}"
-        f" cuts; kept {course.kept(settled.index):.1%} of the importance;"
+        f" tries; kept {course.kept(settled.index):.1%} of the importance;"
         f" measured {table.measured} layers anew"
     )
     notes = [text]
@@ -181,10 +181,11 @@ def _stopped(target: LatencyTarget, course: Course, settled: Settled) -> str:
     if settled.index < len(course.stops) - 1:
         return f"{asked}: the next widths are too far apart, or the machine is too noisy"
     touched = {layer.name for layer in course.layers}
-    staying = {n: s for n, s in course.seconds.items() if n not in touched}
-    share = sum(staying.values()) / sum(course.seconds.values())
+    staying = {n: s for n, s in course.seconds.items() if n not in touched and n != WHOLE}
     names = sorted(staying, key=staying.__getitem__, reverse=True)[:BLOCKING]
-    return (
-        f"{asked}: every group is at its floor, and what no group touches takes {share:.0%} of"
-        f" the time (most of it {', '.join(names)})"
-    )
+    text = f"{asked}: every group is at its floor"
+    if not names:
+        return text
+    share = sum(staying.values()) / sum(course.seconds.values())
+    most = ", ".join(names)
+    return f"{text}, and what no group touches takes {share:.0%} of the time (most of it {most})"

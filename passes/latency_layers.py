@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 KNOTS = 9
 """Widths at which one axis of a layer is measured; between them time is taken as straight."""
 SIMPLE = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT)
+WHOLE = ""
+"""The name of the time of a whole model, where a trace does not tell that of its nodes."""
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -169,20 +171,19 @@ class Survey:
         """Return what every node costs that depends on a group.
 
         Args:
-            seconds: The time of every node in the whole model; fused ones are not in it.
+            seconds: The time of every node in the whole model; fused ones are not in it. Or that
+                of the `WHOLE` alone: then the time of a layer is what it takes by itself.
             table: The times of single layers.
         """
         found = []
         for node in self.analysis.model.graph:
             spent = seconds.get(node.name or "")
-            if spent is None:
-                continue
             operands = self._operands(node) if node.op_type in cost.MACS else None
-            if operands is not None:
+            if operands is not None and (spent is not None or WHOLE in seconds):
                 axes = [w for o in operands if o is not None for w in o.widths.values()]
                 if axes:
                     found.append(self._measured(node, spent, operands, axes, table))
-            elif axes := list(self.value_widths(node.outputs[0]).values()):
+            elif spent is not None and (axes := list(self.value_widths(node.outputs[0]).values())):
                 linear = tuple(np.arange(w.full + 1) / w.full for w in axes)
                 found.append(Layer(node.name or "", spent, tuple(axes), linear))
         return found
@@ -201,7 +202,7 @@ class Survey:
     def _measured(
         self,
         node: ir.Node,
-        seconds: float,
+        seconds: float | None,
         operands: Sequence[Operand | None],
         axes: Sequence[Width],
         table: Table,
@@ -220,7 +221,8 @@ class Survey:
             known = {width.full: 1.0} | {width.at(levels): next(times) / full for levels in scan}
             at = sorted(known)
             shares.append(np.interp(np.arange(width.full + 1), at, [known[x] for x in at]))
-        return Layer(node.name or "", seconds, tuple(widths), tuple(shares))
+        spent = full if seconds is None else seconds
+        return Layer(node.name or "", spent, tuple(widths), tuple(shares))
 
     def _knots(self, groups: frozenset[int]) -> Iterator[list[int]]:
         """Levels at which to measure: all levels of one group, a few common shares of several."""

@@ -1,6 +1,7 @@
 """What latency pruning measures: nodes of a model, single layers, one model against another."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.bench import Setting
 from onnxslim_kd.errors import OperationError
 from onnxslim_kd.model import ModelLike
+from onnxslim_kd.passes.latency_layers import WHOLE
 from onnxslim_kd.passes.targets import LatencyTarget
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.staircase import Table
@@ -37,12 +39,12 @@ def this_machine(target: LatencyTarget) -> Clock:
 
     def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
         feeds = workloads(model, [shapes])[0].feeds[0]
+        if setting.provider != "cpu":  # a trace tells when kernels were launched, not how long
+            call = partial(_session(model, setting).run, feeds)
+            (whole,) = timing.interleave([call], rounds=setting.rounds, seconds=setting.seconds)
+            return {WHOLE: float(whole.medians.min())}
         (found,) = profile.profile(
-            [model],
-            feeds,
-            provider=setting.provider,
-            threads=setting.threads,
-            quantile=staircase.FASTEST,
+            [model], feeds, threads=setting.threads, quantile=staircase.FASTEST
         )
         return by_layer(model, found)
 
@@ -62,13 +64,7 @@ def compare(
     shows on an idle machine, and what it would show here without other programs.
     """
     feeds = workloads(original, [shapes])[0].feeds[0]
-    calls = [
-        partial(
-            Session(model, provider=setting.provider, threads=setting.threads, spin=False).run,
-            feeds,
-        )
-        for model in (original, pruned)
-    ]
+    calls = [partial(_session(model, setting).run, feeds) for model in (original, pruned)]
     alone = setting.provider == "cpu" and setting.threads == 1
     first, second = timing.interleave(
         calls,
@@ -77,6 +73,10 @@ def compare(
         clock=time.thread_time if alone else time.perf_counter,
     )
     return second.ratio_to(first)
+
+
+def _session(model: ir.Model, setting: Setting) -> Session:
+    return Session(model, provider=setting.provider, threads=setting.threads, spin=False)
 
 
 def quick(provider: str = "cpu", threads: int = 0) -> Setting:
@@ -124,11 +124,20 @@ def by_layer(model: ir.Model, found: Sequence[profile.Operator]) -> dict[str, fl
     nodes = {node.name or "": node for node in model.graph}
     seconds: dict[str, float] = {}
     for operator in found:
-        node, name = nodes.get(operator.name), operator.name
-        while node is not None and node.op_type != operator.op and "Conv" in operator.op:
-            node = node.inputs[0].producer() if node.inputs and node.inputs[0] else None
-            if node is not None and node.op_type in cost.MACS:
-                name = node.name or ""
-                break
+        name, node = operator.name, nodes.get(operator.name)
+        if node is not None and node.op_type not in cost.MACS and "Conv" in operator.op:
+            name = _fused_into(node)
         seconds[name] = seconds.get(name, 0.0) + operator.milliseconds / 1e3
     return seconds
+
+
+def _fused_into(node: ir.Node) -> str:
+    """Return the nearest node before ``node`` that multiplies."""
+    waiting = deque([node])
+    while waiting:
+        nearest = waiting.popleft()
+        if nearest.op_type in cost.MACS:
+            return nearest.name or ""
+        sources = [v.producer() for v in nearest.inputs if v is not None]
+        waiting.extend(source for source in sources if source is not None)
+    return node.name or ""
