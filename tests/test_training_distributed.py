@@ -77,7 +77,7 @@ class Dies:
 
 
 @pytest.mark.slow
-def test_after_a_worker_died_the_next_launch_goes_on(tmp_path, monkeypatch):
+def test_after_a_worker_died_a_launch_or_restart_goes_on(tmp_path, monkeypatch):
     (tmp_path / "dies_once.py").write_text(ONCE)
     model_io.save(pair(), tmp_path / "pair.onnx")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -87,6 +87,9 @@ def test_after_a_worker_died_the_next_launch_goes_on(tmp_path, monkeypatch):
     assert died.returncode != 0 and (tmp_path / "died").exists()
     said = run(tmp_path, *options, "-o", "a.onnx", "--checkpoint", "a", launcher=TORCHRUN)
     assert "resumes after epoch 1" in said
-    run(tmp_path, *options, "-o", "b.onnx", launcher=TORCHRUN)
+    (tmp_path / "died").unlink()
+    elastic = [*TORCHRUN, "--max-restarts", "1"]
+    said = run(tmp_path, *options, "-o", "b.onnx", "--checkpoint", "b", launcher=elastic)
+    assert "resumes after epoch 1" in said
     a, b = (numbers(model_io.load(tmp_path / name)) for name in ("a.onnx", "b.onnx"))
     assert all(np.array_equal(value, b[name]) for name, value in a.items())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from onnxslim_kd.errors import UserError
 
@@ -91,6 +93,14 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(device=place)
         return
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    yield World(dist.get_rank(), size, place)
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps its store when it restarts workers, with the addresses of those that are gone.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        store=PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=size,
+    )
+    yield World(rank, size, place)
     dist.destroy_process_group()  # not after an error: it would wait for a process that is gone
