@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from onnxslim_kd.errors import UserError, near_misses
 from onnxslim_kd.training.schedules import Schedule
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -152,10 +154,20 @@ def parse(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: A key is not known (the nearest is named) or a value is impossible.
     """
+    return validated(TrainConfig, settings)
+
+
+def validated(kind: type[Settings], settings: Mapping[str, Any], *place: str) -> Settings:
+    """Return ``settings`` as a ``kind``; ``place`` is where they stand in the user's file.
+
+    Raises:
+        UserError: A key is not known (the nearest is named) or a value is impossible.
+    """
     try:
-        return TrainConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise UserError("; ".join(_sentence(entry) for entry in error.errors())) from error
+        found = (_sentence(kind, place, entry) for entry in error.errors())
+        raise UserError("; ".join(found)) from error
 
 
 def read(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -199,23 +211,24 @@ def put(settings: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"override {key!r} does not fit the settings: {error}") from error
 
 
-def _sentence(entry: Any) -> str:
-    where = ".".join(str(part) for part in entry["loc"])
+def _sentence(kind: type[BaseModel], place: Iterable[str], entry: Any) -> str:
+    where = ".".join(str(part) for part in (*place, *entry["loc"]))
     if entry["type"] == "extra_forbidden":
-        known = _fields(entry["loc"][:-1])
+        known = _fields(kind, entry["loc"][:-1])
         return f"setting {where!r} is not known{near_misses(str(entry['loc'][-1]), known)}"
+    if entry["type"] == "missing":
+        return f"setting {where!r} is missing"
     message = entry["msg"].removeprefix("Value error, ")
-    if not where:
-        return str(message)
+    if not entry["loc"]:
+        return f"setting {where!r}: {message}" if where else str(message)
     return f"setting {where!r}: {message}, got {entry['input']!r}"
 
 
-def _fields(path: Iterable[Any]) -> list[str]:
+def _fields(kind: Any, path: Iterable[Any]) -> list[str]:
     """Return the names of the settings below ``path``."""
-    model: Any = TrainConfig
     for part in path:
-        if part in getattr(model, "model_fields", {}):
-            annotation = model.model_fields[part].annotation
+        if part in getattr(kind, "model_fields", {}):
+            annotation = kind.model_fields[part].annotation
             inner = [annotation, *getattr(annotation, "__args__", ())]
-            model = next((kind for kind in inner if hasattr(kind, "model_fields")), model)
-    return list(model.model_fields)
+            kind = next((model for model in inner if hasattr(model, "model_fields")), kind)
+    return list(kind.model_fields)
