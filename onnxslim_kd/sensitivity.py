@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onnxslim_kd.errors import OperationError, UserError
 from onnxslim_kd.model import write_text
+from onnxslim_kd.passes.criteria import criterion
 from onnxslim_kd.passes.groups import Analysis, Parameter
-from onnxslim_kd.passes.importance import criterion
 from onnxslim_kd.passes.masks import Masked, with_masks
 from onnxslim_kd.passes.ratios import Amount, Candidate, Request, candidates
 from onnxslim_kd.runtime import Array, Session

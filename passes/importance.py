@@ -6,7 +6,6 @@ parameters of a model at once, give one score per component and put it in OVERAL
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -28,22 +27,35 @@ def weights(parameter: Parameter) -> Scores:
     Raises:
         UserError: The parameter is computed by the graph, so that it has no numbers here.
     """
-    rows = _rows(parameter.birth)
-    if rows is None:
-        raise UserError(
-            f"{parameter.name} is computed inside the graph and has no weights to score;"
-            f" leave it out with --ignore or use --criterion random"
-        )
-    return rows
+    found = rows(parameter.birth)
+    if found is None:
+        raise _computed(parameter)
+    return found
 
 
-def _rows(birth: Birth) -> Scores | None:
+def _computed(parameter: Parameter) -> UserError:
+    return UserError(
+        f"{parameter.name} is computed inside the graph and has no weights to score;"
+        f" leave it out with --ignore or use --criterion random"
+    )
+
+
+def _summed(parameter: Parameter, term: Callable[[Scores], Scores], scale: Scores) -> Scores:
+    """Sum ``term`` of a weight per index of its axis, in float64 but without a copy of it."""
+    array = constant(parameter.birth.value)
+    if array is None:
+        raise _computed(parameter)
+    others = tuple(a for a in range(array.ndim) if a != parameter.axis)
+    return np.asarray(term(array).sum(axis=others, dtype=np.float64) * scale.ravel())
+
+
+def rows(birth: Birth) -> Scores | None:
     """A weight as ``(size, rest)``; None where the graph computes it."""
     array = constant(birth.value)
     if array is None:
         return None
-    rows = np.moveaxis(array, birth.axis, 0).reshape(birth.size, -1)
-    return np.asarray(rows.astype(np.float64) * _scale(birth))
+    lines = np.moveaxis(array, birth.axis, 0).reshape(birth.size, -1)
+    return np.asarray(lines.astype(np.float64) * _scale(birth))
 
 
 def _scale(birth: Birth) -> Scores:
@@ -57,7 +69,7 @@ def _scale(birth: Birth) -> Scores:
 
 def l1(analysis: Analysis, parameter: Parameter) -> Scores:
     """Sum of absolute weights (Li et al. 2017, Pruning Filters for Efficient ConvNets)."""
-    return np.asarray(np.abs(weights(parameter)).sum(axis=1))
+    return _summed(parameter, np.abs, np.abs(_scale(parameter.birth)))
 
 
 def l2(analysis: Analysis, parameter: Parameter) -> Scores:
@@ -80,8 +92,8 @@ def lamp(analysis: Analysis, parameter: Parameter) -> Scores:
 
 def geometric_median(analysis: Analysis, parameter: Parameter) -> Scores:
     """Sum of distances to all other filters (He et al. 2019, FPGM): redundant ones score low."""
-    rows = weights(parameter)
-    return np.asarray(cdist(rows, rows).sum(axis=1))
+    found = weights(parameter)
+    return np.asarray(cdist(found, found).sum(axis=1))
 
 
 def bn_scale(analysis: Analysis, parameter: Parameter) -> Scores:
@@ -128,10 +140,10 @@ def group_l2(analysis: Analysis) -> Scores:
     total = np.zeros(analysis.components.count)
     for birth in analysis.births:
         is_vector = len(analysis.shapes.shape[birth.value]) == 1
-        rows = _rows(birth) if birth.operand is not None else None
-        if rows is None or (is_vector and (birth.node.op_type, birth.operand) not in SCALES):
+        found = rows(birth) if birth.operand is not None else None
+        if found is None or (is_vector and (birth.node.op_type, birth.operand) not in SCALES):
             continue
-        np.add.at(total, analysis.labels(birth), np.square(rows).sum(axis=1))
+        np.add.at(total, analysis.labels(birth), np.square(found).sum(axis=1))
     return np.sqrt(total)
 
 
@@ -139,34 +151,6 @@ def group_l2(analysis: Analysis) -> Scores:
 
 Criterion = Callable[[Analysis, Parameter], Scores]
 Overall = Callable[[Analysis], Scores]
-
-
-@dataclass
-class ByComponent:
-    """A criterion that scores all components of a model at once."""
-
-    overall: Overall
-    _seen: tuple[Analysis, Scores] | None = None
-
-    def __call__(self, analysis: Analysis, parameter: Parameter) -> Scores:
-        """Return the scores of the components that a parameter's channels belong to."""
-        if self._seen is None or self._seen[0] is not analysis:
-            self._seen = analysis, self.overall(analysis)
-        return np.asarray(self._seen[1][analysis.labels(parameter.birth)])
-
-
-def criterion(name: str) -> Criterion:
-    """Return the criterion of this name.
-
-    Raises:
-        UserError: There is none; all are listed.
-    """
-    if name in IMPORTANCES:
-        return IMPORTANCES[name]
-    if name in OVERALL:
-        return ByComponent(OVERALL[name])
-    raise UserError(f"criterion {name!r} is not one of {', '.join(NAMES)}")
-
 
 SCALES = {("BatchNormalization", 1), ("LayerNormalization", 1)}
 """The vectors that are scales: (operator, input)."""
@@ -180,7 +164,3 @@ IMPORTANCES: dict[str, Criterion] = {
     "random": random,
 }
 OVERALL: dict[str, Overall] = {"group-l2": group_l2}
-NAMES = (*IMPORTANCES, *OVERALL)
-COMPARABLE = frozenset({"lamp"})
-"""Criteria whose scores mean the same in every layer; others are divided by their group's mean
-before layers compete."""

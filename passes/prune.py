@@ -22,8 +22,8 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.passes import fixups
 from onnxslim_kd.passes.channels import Birth, Ids
+from onnxslim_kd.passes.criteria import COMPARABLE, criterion
 from onnxslim_kd.passes.groups import Analysis, analyse, find, match
-from onnxslim_kd.passes.importance import COMPARABLE, criterion
 from onnxslim_kd.passes.ratios import (
     Amount,
     Candidate,
@@ -45,6 +45,7 @@ from onnxslim_kd.passes.targets import (
     search,
 )
 from onnxslim_kd.plans import Group, Member, Options, Plan, Refusal
+from onnxslim_kd.samples import Samples
 
 PLAN_KEY = "onnxslim_kd.pruned"
 
@@ -71,9 +72,11 @@ class Choice:
     """Per parameter, the loss by ratio; the ratios then come from it."""
     max_loss: float | None = None
     """The loss that each group may cost, as a share of the metric; or give a target."""
+    samples: Samples | None = None
+    """For the criteria that look at data."""
 
     def __post_init__(self) -> None:
-        criterion(self.criterion)
+        criterion(self.criterion, self.samples)
         if (self.pattern is None) == (not self.ratios):
             raise UserError("give either a pattern (with a ratio) or a ratio per parameter")
         for name, ratio in {"ratio": self.ratio, **(self.ratios or {})}.items():
@@ -168,7 +171,8 @@ def rank(analysis: Analysis, choice: Choice) -> tuple[list[Candidate], list[Refu
             free.append(request)
         else:
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
-    ranked, notes = candidates(analysis, free, criterion(choice.criterion), choice.group_score)
+    score = criterion(choice.criterion, choice.samples)
+    ranked, notes = candidates(analysis, free, score, choice.group_score)
     comparable = choice.criterion in COMPARABLE
     return [replace(c, comparable=comparable) for c in ranked], refused, notes
 

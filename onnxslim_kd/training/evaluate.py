@@ -65,7 +65,7 @@ class Predictor:
         if roles is not None:
             self.outputs = list(roles.student_outputs)
         self._session = session or Session(model, provider=provider, threads=threads)
-        self.fixed = _fixed_batch(model)
+        self.fixed = fixed_batch(model)
 
     def __call__(self, batch: Batch) -> dict[str, Array]:
         """Return the outputs for a batch; a model with a fixed batch gets it in its pieces."""
@@ -93,7 +93,8 @@ class Predictor:
         return {model_io.name_of(v): self.feeder.zeros(v, size) for v in values}
 
 
-def _fixed_batch(model: ir.Model) -> int | None:
+def fixed_batch(model: ir.Model) -> int | None:
+    """Return the batch size that the inputs are made for, None for any."""
     sizes = {
         model_io.dims(value)[0]
         for value in model.graph.inputs
