@@ -557,6 +557,11 @@ MODELS: dict[str, Case] = {
         opset=23,
         units={"w1": 2, "w2": 2, "w3": 2, "w4": 0},
     ),
+    "gather-elements": between(
+        "low = Constant<value_float=0.0>() high = Constant<value_float=7.0>()"
+        " l = Clip(h, low, high) i = Cast<to=7>(l) t = GatherElements<axis=3>(h, i)",
+        units={"w1": 8},
+    ),
     "size-and-range": between(
         "n = Size(h) z = Shape<start=2,end=3>(h) k = Constant<value_ints=[0]>() m = Squeeze(z, k)"
         " o = Constant<value_int=0>() i = Constant<value_int=1>() r = Range(o, m, i)"

@@ -156,7 +156,7 @@ HEADS = {  # MACs left at 0.3 and 0.5 with whole heads; parameters refused
 
 @cache
 def exported(name: str, folder: Path, *, dynamo: bool = False) -> Path:
-    from transformer_models import export
+    from tests.transformer_models import export
 
     with warnings.catch_warnings():  # what torch says about tracing
         warnings.simplefilter("ignore")

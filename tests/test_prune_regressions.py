@@ -1,0 +1,127 @@
+"""What real models taught: each a small graph that once was refused, tied too widely, or wrong."""
+
+import numpy as np
+import pytest
+
+from onnxslim_kd import Amount, Choice, api
+from onnxslim_kd.errors import NotFoundError
+from tests.models import Case, build
+
+ALL = Choice(pattern=".*", ratio=0.5, amount=Amount(round_to=1))
+TOKENS = {"inputs": "float[N,T,6] x", "outputs": "float[N,T,6] y"}
+SIZES = "sx = Shape(x) n = Slice(sx, zero, one) len = Slice(sx, one, two)"
+NUMBERS = (
+    "zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()"
+    " two = Constant<value_ints=[2]>() three = Constant<value_ints=[3]>()"
+    " four = Constant<value_ints=[4]>() eight = Constant<value_ints=[8]>()"
+    f" last = Constant<value_ints=[-1]>() {SIZES}"
+)
+SPLIT = "p = MatMul(x, w1) st = Concat<axis=0>(n, len, four, two) g = Reshape(p, st)"
+ATTEND = "fk = Transpose<perm=[0,2,1]>(f) fs = MatMul(f, fk) a = MatMul(fs, f)"
+JOIN = "sj = Concat<axis=0>(n, len, last) j = Reshape(c, sj) y = MatMul(j, w2)"
+WEIGHTS = "float[6,8] w1, float[8,6] w2"
+
+CASES = {
+    # FocalNet: a gate of one channel, cut out of a wider layer, is repeated over all channels
+    "one-channel-repeated": Case(
+        "h = Conv(x, w1) zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()"
+        " eight = Constant<value_ints=[8]>() nine = Constant<value_ints=[9]>()"
+        " a = Slice(h, zero, eight, one) g = Slice(h, eight, nine, one)"
+        " m = Mul(a, g) y = Conv(m, w2)",
+        "float[9,3,1,1] w1, float[4,8,1,1] w2",
+        units={"w1": 8},
+    ),
+    # BLOOM: batch * heads in one axis, and the batch read back as that axis / heads
+    "batch-times-heads": Case(
+        f"{NUMBERS} {SPLIT} t = Transpose<perm=[0,2,1,3]>(g) b = Mul(n, four)"
+        f" sf = Concat<axis=0>(b, len, two) f = Reshape(t, sf) {ATTEND} sb = Shape(a)"
+        " bh = Slice(sb, zero, one) back = Div(bh, four)"
+        " su = Concat<axis=0>(back, four, len, two) u = Reshape(a, su)"
+        f" c = Transpose<perm=[0,2,1,3]>(u) {JOIN}",
+        WEIGHTS,
+        **TOKENS,
+        units={"w1": 4},
+    ),
+    # ViT by the dynamo exporter: a token expanded over the batch gives the batch channels, too
+    "token-and-flat-heads": Case(
+        f"{NUMBERS} six = Constant<value_ints=[6]>() se = Concat<axis=0>(n, one, six)"
+        " e = Expand(w3, se) z = Concat<axis=1>(e, x) p = MatMul(z, w1) sz = Shape(z)"
+        " more = Slice(sz, one, two) st = Concat<axis=0>(n, more, four, two) g = Reshape(p, st)"
+        " t = Transpose<perm=[0,2,1,3]>(g) sf = Concat<axis=0>(last, more, two)"
+        f" f = Reshape(t, sf) {ATTEND} su = Concat<axis=0>(n, four, more, two) u = Reshape(a, su)"
+        " c = Transpose<perm=[0,2,1,3]>(u) sj = Concat<axis=0>(n, more, last) j = Reshape(c, sj)"
+        " y = MatMul(j, w2)",
+        f"{WEIGHTS}, float[1,1,6] w3",
+        inputs="float[N,T,6] x",
+        outputs="float[N,U,6] y",
+        units={"w1": 4},
+    ),
+    # Qwen3: a norm inside of every head does not tie the heads
+    "norm-inside-heads": Case(
+        f"{NUMBERS} {SPLIT} s = Mul(g, g) m = ReduceMean(s, last) r = Sqrt(m) c = Div(g, r) {JOIN}",
+        WEIGHTS,
+        **TOKENS,
+        units={"w1": 4},
+    ),
+    # Phi, GPT-NeoX: only a part of every head is rotated
+    "partial-rotation": Case(
+        f"{NUMBERS} p = MatMul(x, w1) st = Concat<axis=0>(n, len, four, four) g = Reshape(p, st)"
+        " a = Slice(g, zero, two, three) b = Slice(g, two, four, three)"
+        f" r = Mul(a, w3) c = Concat<axis=3>(r, b) {JOIN}",
+        "float[6,16] w1, float[16,6] w2, float[2] w3",
+        **TOKENS,
+        units={"w1": 4},
+    ),
+    # BiT: weights standardised by a BatchNormalization in training mode
+    "standardised-weights": Case(
+        "sw = Constant<value_ints=[1,8,27]>() f = Reshape(w1, sw)"
+        " o, m, v = BatchNormalization<training_mode=1>(f, w3, w4, w5, wpos6)"
+        " sb = Constant<value_ints=[8,3,3,3]>() k = Reshape(o, sb)"
+        " h = Conv<pads=[1,1,1,1]>(x, k) y = Conv(h, w2)",
+        "float[8,3,3,3] w1, float[4,8,1,1] w2, float[8] w3, float[8] w4, float[8] w5,"
+        " float[8] wpos6",
+        units={"w3": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cut_is_proven_and_as_fine_as_can_be(name: str) -> None:
+    case = CASES[name]
+    analysis = api.inspect(build(case))
+    for parameter, expected in case.units.items():
+        births = [p.birth for p in analysis.parameters if p.name == parameter]
+        labels = np.unique(analysis.labels(births[0]))
+        assert sum(int(x) not in analysis.components.pinned for x in labels) == expected
+    done = api.prune(build(case), ALL)
+    assert done.after.parameters < done.before.parameters
+
+
+def test_outputs_keep_their_symbols() -> None:
+    """YOLOS: after the cut inference knows a dimension that the interface leaves open."""
+    done = api.prune(build(CASES["norm-inside-heads"]), ALL)
+    assert [str(d) for d in done.model.graph.outputs[0].shape or ()] == ["N", "T", "6"]
+
+
+def test_every_axis_of_an_output_has_its_own_reason() -> None:
+    """ViT: the classes were said to be pinned by what the batch meets."""
+    done = api.prune(build(CASES["token-and-flat-heads"]), ALL)
+    assert {r.parameter: r.reason for r in done.plan.refused} == {"w2": "graph output y"}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            "c = Constant<value = bool[1] {1}>() d = Squeeze(c)"
+            " y = If(d) <then_branch = a () => (float[N] u) { u = Mul(x, w1) },"
+            " else_branch = b () => (float[N] v) { v = Mul(x, w1) }>",
+            "every layer with weights is in a body of If, and bodies are left whole",
+        ),
+        ("y = Relu(x)", "no node of the model has a weight with channels"),
+    ],
+)
+def test_a_model_without_parameters_says_so(body: str, reason: str) -> None:
+    case = Case(body, "float[1] w1", inputs="float[N] x", outputs="float[N] y")
+    with pytest.raises(NotFoundError, match=f"nothing can be pruned: {reason}"):
+        api.prune(build(case), ALL)
