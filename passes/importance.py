@@ -40,15 +40,6 @@ def _computed(parameter: Parameter) -> UserError:
     )
 
 
-def _summed(parameter: Parameter, term: Callable[[Scores], Scores], scale: Scores) -> Scores:
-    """Sum ``term`` of a weight per index of its axis, in float64 but without a copy of it."""
-    array = constant(parameter.birth.value)
-    if array is None:
-        raise _computed(parameter)
-    others = tuple(a for a in range(array.ndim) if a != parameter.axis)
-    return np.asarray(term(array).sum(axis=others, dtype=np.float64) * scale.ravel())
-
-
 def rows(birth: Birth) -> Scores | None:
     """A weight as ``(size, rest)``; None where the graph computes it."""
     array = constant(birth.value)
@@ -69,7 +60,14 @@ def _scale(birth: Birth) -> Scores:
 
 def l1(analysis: Analysis, parameter: Parameter) -> Scores:
     """Sum of absolute weights (Li et al. 2017, Pruning Filters for Efficient ConvNets)."""
-    return _summed(parameter, np.abs, np.abs(_scale(parameter.birth)))
+    array = constant(parameter.birth.value)
+    if array is None:
+        raise _computed(parameter)
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)  # the magnitude of int8's -128 is no int8
+    others = tuple(a for a in range(array.ndim) if a != parameter.axis)
+    sums = np.abs(array).sum(axis=others, dtype=np.float64)  # without a float64 copy of floats
+    return np.asarray(sums * np.abs(_scale(parameter.birth)).ravel())
 
 
 def l2(analysis: Analysis, parameter: Parameter) -> Scores:
