@@ -80,8 +80,10 @@ class Analysis:
     @cached_property
     def other_sample(self) -> Shapes:
         """A second choice of the dynamic dimensions: what differs depends on them."""
-        if all(None not in dims(v) for v in self.model.graph.inputs if v.shape is not None):
-            return self.shapes
+        static = all(None not in dims(v) for v in self.model.graph.inputs if v.shape is not None)
+        computed = any(not value.is_initializer() for value in self.shapes.number)
+        if static or not computed:
+            return self.shapes  # no number depends on a dimension
         return shape_sampling.sample(self.model, self.given, variant=1)
 
     @cached_property
