@@ -41,7 +41,7 @@ LATENCY = 0.6
 HALVINGS = 6
 TOLERANCE = 0.03
 FASTER, MORE = 1.15, 1.10
-GLANCE = Setting(threads=1, rounds=15, seconds=3.0)
+GLANCE = Setting(threads=1, rounds=15, seconds=2.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Subject:
         return self.cut(choice(ratio=ratio, amount=Amount(1)))
 
     def at_latency(self, latency: float) -> tuple[Cut, float]:
-        """Halve the interval of the one ratio until the cut measures ``latency``."""
+        """Halve the interval of the one ratio; return the fullest cut that is no slower."""
         low, high, found = 0.0, 0.95, []
         for _ in range(HALVINGS):
             ratio = (low + high) / 2
@@ -96,7 +96,8 @@ class Subject:
             measured = measured_ratio(self.analysis.model, cut.model, self.shapes, GLANCE).median
             found.append((cut, measured))
             low, high = (ratio, high) if measured > latency else (low, ratio)
-        return min(found, key=lambda f: abs(f[1] - latency))
+        fast = [f for f in found if f[1] <= latency * (1 + TOLERANCE)]
+        return max(fast or found[-1:], key=lambda f: f[0].kept)
 
 
 def choice(**options: Any) -> Choice:
@@ -119,10 +120,10 @@ def one(path: Path, cache: Path) -> dict[str, Any]:
     models = {"original": subject.analysis.model} | {n: cut.model for n, cut in cuts.items()}
     calls = {n: session_call(model, feeds, threads=1) for n, model in models.items()}
     timings = timing.interleave(
-        list(calls.values()), rounds=60, seconds=25.0, clock=time.thread_time
+        list(calls.values()), rounds=60, seconds=20.0, clock=time.thread_time
     )
     processor = dict(zip(calls, timings, strict=True))
-    clock = compare(calls, seconds=8.0)
+    clock = compare(calls, seconds=6.0)
     row: dict[str, Any] = {"model": subject.name, "original": processor["original"].latency}
     for name, cut in cuts.items():
         row[name] = {
