@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Table:
         self._known: dict[str, float] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = self.path.read_text() if self.path.exists() else ""
+            text = self.path.read_text(errors="replace") if self.path.exists() else ""
         except OSError as error:
             raise UserError(f"--cache {folder}: {error.strerror}") from error
         for line in text.splitlines():
@@ -115,6 +116,8 @@ class Table:
             key, seconds = str(entry["layer"]), float(entry["seconds"])
         except (ValueError, TypeError, KeyError):
             return  # cut short when a run was killed: measured again
+        if not (isfinite(seconds) and seconds > 0):
+            return
         if where == self._origin:
             self._known[key] = seconds
         elif (where.cpu, where.runtime) != (self._origin.cpu, self._origin.runtime):
@@ -135,9 +138,12 @@ class Table:
             self._known[probe.key] = seconds
             entry = {"origin": asdict(self._origin), "layer": probe.key, "seconds": seconds}
             lines.append(json.dumps(entry))
-        with self.path.open("ab") as file:
-            start = b"\n" if file.tell() else b""  # ends a line that was cut short
-            file.write(start + "\n".join(lines).encode())
+        try:
+            with self.path.open("ab") as file:
+                start = b"\n" if file.tell() else b""  # ends a line that was cut short
+                file.write(start + "\n".join(lines).encode())
+        except OSError as error:
+            raise UserError(f"--cache {self.path.parent}: {error.strerror}") from error
 
 
 def cache_folder() -> Path:

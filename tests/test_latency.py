@@ -330,6 +330,17 @@ def test_a_second_run_measures_no_layer(tmp_path: Path) -> None:
     assert machine.calls == [] and again == widths
 
 
+def test_a_damaged_table_is_measured_again(tmp_path: Path) -> None:
+    table = Table(lambda probes: [1.0] * len(probes), HERE, tmp_path)
+    table.seconds([conv(4)])
+    line = table.path.read_text()
+    for bad in (line.replace("1.0}", "NaN}"), line.replace("1.0}", "-1}"), "[]", "null"):
+        table.path.write_text(bad)
+        assert Table(lambda probes: [2.0], HERE, tmp_path).seconds([conv(4)]) == [2.0]
+    table.path.write_bytes(bytes(range(256)))
+    assert Table(lambda probes: [2.0], HERE, tmp_path).seconds([conv(4)]) == [2.0]
+
+
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--cache .*file: "):
