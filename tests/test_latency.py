@@ -249,6 +249,12 @@ def test_shapes_of_levels_are_those_of_the_cut_model(name: str) -> None:
                 operand = survey.operand(node, index)
                 expected[value.name] = operand.at(levels)[1]
     mask = prune.mark(analysis, [m.removed[i] for m, i in zip(menus, levels, strict=True)])
+    new = analysis.new_shapes(mask)
+    for value in analysis.channels.layout:
+        widths = survey.value_widths(value)
+        have = analysis.shapes.shape[value]
+        after = tuple(widths[a].at(levels) if a in widths else n for a, n in enumerate(have))
+        assert after == new.get(value, have), value.name
     prune.apply(analysis, mask)
     weights = analysis.model.graph.initializers
     seen = {n: dims(weights[n]) for n in expected if n in weights}
