@@ -25,6 +25,7 @@ COMMANDS = {
     "calibrate": "Re-estimate BatchNormalization statistics from unlabelled data.",
     "eval": "Measure a model on labelled data.",
     "infer": "Classify images.",
+    "run": "Carry out a whole run from one YAML file: stages, artefacts, report.",
 }
 
 

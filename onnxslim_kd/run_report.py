@@ -1,0 +1,107 @@
+"""What the report of a run shows, from what its stages left behind."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from onnxslim_kd import bench, machine, sensitivity
+from onnxslim_kd.draw import draw
+from onnxslim_kd.plans import Plan
+from onnxslim_kd.recipe import Recipe
+from onnxslim_kd.report import Curve, Layer, Metric, Plot, Refusal, ReportData, from_bench
+from onnxslim_kd.report_parts import curves, plan_parts
+from onnxslim_kd.stages import Bench, Eval, Merge, Prune, Train
+
+LOWER = frozenset({"loss"})
+"""Metrics of which less is better."""
+
+
+def collect(recipe: Recipe, folder: Path) -> ReportData:
+    """Return everything that the stages of a finished run have to show."""
+    measured = _benches(recipe, folder)
+    data = from_bench(measured[-1]) if measured else ReportData()
+    scores = [
+        metric
+        for name, stage in _all(recipe, Eval)
+        for metric in _scores(folder / f"{name}.json", stage)
+    ]
+    plots = [
+        plot.model_copy(update={"title": f"{name}: {plot.title}"})
+        for name, _ in _all(recipe, Train)
+        for plot in curves(folder / f"{name}.jsonl")
+    ]
+    return data.model_copy(
+        update={
+            "title": recipe.title,
+            "metrics": (*data.metrics, *scores),
+            "learning": tuple(plots),
+            "graph_svg": _picture(recipe, folder),
+            "sensitivity": _sensitivity(recipe),
+            "configuration": recipe.text,
+            "versions": data.versions or machine.environment().versions,
+            **_plans(recipe, folder),
+        }
+    )
+
+
+def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
+    return [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, kind)]
+
+
+def _benches(recipe: Recipe, folder: Path) -> list[bench.Report]:
+    reader = TypeAdapter(bench.Report)
+    texts = ((folder / f"{name}.json").read_text() for name, _ in _all(recipe, Bench))
+    return [reader.validate_json(text) for text in texts]
+
+
+def _scores(file: Path, stage: Eval) -> Iterable[Metric]:
+    """Hold the last model of an evaluation against its first."""
+    found = json.loads(file.read_text())
+    before, after = found[stage.models[0]], found[stage.models[-1]]
+    for name in after if len(found) > 1 else ():
+        lower = name in LOWER
+        yield Metric(
+            name=name,
+            before=before[name],
+            after=after[name],
+            better="lower" if lower else "higher",
+        )
+
+
+def _plans(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Join the plans of all prune stages; of a layer pruned twice, its first and last width."""
+    layers: dict[str, Layer] = {}
+    refusals: dict[str, Refusal] = {}
+    notes: list[str] = []
+    for name, _ in _all(recipe, Prune):
+        parts = plan_parts(Plan.load(folder / f"{name}.plan.json"))
+        for layer in parts["layers"]:
+            first = layers.get(layer.name, layer)
+            layers[layer.name] = layer.model_copy(update={"before": first.before})
+        refusals |= {refusal.name: refusal for refusal in parts["refusals"]}
+        notes += parts["notes"]
+    return {
+        "layers": tuple(layers.values()),
+        "refusals": tuple(refusals.values()),
+        "notes": tuple(notes),
+    }
+
+
+def _sensitivity(recipe: Recipe) -> Plot | None:
+    for _, stage in _all(recipe, Prune):
+        if stage.sensitivity is not None:
+            found = sensitivity.load(stage.sensitivity)
+            lines = tuple(Curve(name=n, points=tuple(found.curve(n))) for n in found.losses)
+            return Plot(title=found.measure, x_label="ratio", y_label="loss", curves=lines)
+    return None
+
+
+def _picture(recipe: Recipe, folder: Path) -> str | None:
+    """Draw the merged graph, which shows most; else the model made last."""
+    made = [name for name, stage in recipe.stages.items() if stage.makes_model]
+    merged = [name for name, _ in _all(recipe, Merge)]
+    chosen = (merged or made)[-1:]
+    return draw(folder / f"{chosen[0]}.onnx") if chosen else None
