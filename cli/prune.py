@@ -1,6 +1,7 @@
 """onnxslim-kd prune."""
 
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from onnxslim_kd.passes.prune import Choice
     from onnxslim_kd.passes.targets import Curves, LatencyTarget, Quantity, Target
     from onnxslim_kd.plans import Plan
+    from onnxslim_kd.samples import Samples
 
 
 @click.command()
@@ -63,8 +65,14 @@ if TYPE_CHECKING:
     "--criterion",
     default="l1",
     show_default=True,
-    help="l1, l2, lamp, group-l2, geometric-median, bn-scale or random.",
+    help="l1, l2, lamp, group-l2, geometric-median, bn-scale or random; with --data also taylor,"
+    " activation and reconstruction.",
 )
+@click.option("--steps", default=1, show_default=True, help="Score anew before each step.")
+@click.option("--data", help="Samples for the criterion or --correct; as in train.")
+@click.option("--preprocess", default="", help="The same line as in training.")
+@click.option("--samples", default=512, show_default=True, help="How many at most; in memory.")
+@click.option("--correct", is_flag=True, help="Let the next layers make up for what went.")
 @click.option(
     "--group-score",
     type=click.Choice(["first", "mean", "max"]),
@@ -100,6 +108,7 @@ if TYPE_CHECKING:
 @click.option("--pass-after", "after", multiple=True, help="The same, after the cut.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@options.untrusted
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def prune(model: Path, **given: Any) -> None:
     """Remove whole channels of the parameters of MODEL that a pattern or list names."""
@@ -110,6 +119,7 @@ def prune(model: Path, **given: Any) -> None:
 
     if given["save_plan"] is not None:
         check_writable(given["save_plan"], overwrite=given["force"])
+    options.check_untrusted(given["untrusted"], model)
     reading = api.Reading(
         attention=given["attention"],
         free_outputs=given["free_output"],
@@ -117,7 +127,10 @@ def prune(model: Path, **given: Any) -> None:
         passes=given["before"],
         passes_after=given["after"],
     )
-    choice = _choice(given)
+    samples = _samples(model, given)
+    if given["correct"]:
+        reading = replace(reading, correct=samples)
+    choice = _choice(given, samples)
     result = None
     if not given["dry_run"]:
         result = api.prune(
@@ -154,7 +167,19 @@ def _bench(model: Path, result: "Pruned", given: dict[str, Any]) -> None:
     click.echo(f"Latency: {ratio} of the original's ({given['provider']}).", err=given["as_json"])
 
 
-def _choice(given: dict[str, Any]) -> "Choice | Plan":
+def _samples(model: Path, given: dict[str, Any]) -> "Samples | None":
+    if given["data"] is None:
+        if given["correct"]:
+            raise UserError("--correct looks at data, labelled or not: give it with --data")
+        return None
+    from onnxslim_kd.model import load
+    from onnxslim_kd.training.samples import read
+
+    settings = {"preprocess": given["preprocess"], "samples": given["samples"]}
+    return read(load(model), given["data"], **settings)
+
+
+def _choice(given: dict[str, Any], samples: "Samples | None") -> "Choice | Plan":
     """The plan to replay, or the choice that the options make."""
     from onnxslim_kd.passes.prune import Choice
     from onnxslim_kd.passes.ratios import Amount
@@ -177,6 +202,8 @@ def _choice(given: dict[str, Any]) -> "Choice | Plan":
         allocation=given["allocation"],
         sensitivity=_curves(given["sensitivity"]),
         max_loss=given["max_loss"],
+        samples=samples,
+        steps=given["steps"],
     )
 
 
@@ -247,7 +274,17 @@ def _report(plan: "Plan", result: "Pruned | None", *, as_json: bool, output: Pat
     for reason in dict.fromkeys(r for g in plan.groups for r in g.approximate if g.removed):
         click.echo(f"Approximate: {reason}; the survivors are computed alone.")
     click.echo(f"Verified: {result.proof}." if result.proof else "Not verified (--no-verify).")
+    _print_corrected(result)
     click.echo(f"Wrote {output}")
+
+
+def _print_corrected(result: "Pruned") -> None:
+    if not result.corrected:
+        return
+    rows = [(c.node, f"{c.before:.1%}", f"{c.after:.1%}") for c in result.corrected]
+    options.print_table("Corrected: squared error of outputs", ("layer", "cut", "now"), rows)
+    if result.proof is not None:
+        click.echo("What was verified is the cut; the weights were corrected after that.")
 
 
 def _print_refusals(plan: "Plan") -> None:
@@ -294,6 +331,7 @@ def _json(plan: "Plan", result: "Pruned | None") -> dict[str, Any]:
     if result is not None:
         for name, cost in (("before", result.before), ("after", result.after)):
             data[name] = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}
+        data["corrected"] = [asdict(layer) for layer in result.corrected]
         proof = result.proof
         data["verified"] = proof and {
             "shapes": proof.shapes,

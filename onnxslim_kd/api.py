@@ -13,12 +13,14 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import proof as proofs
 from onnxslim_kd.cost import Cost
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
 from onnxslim_kd.passes import prune as pruning
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ties import Attention
 from onnxslim_kd.plans import Plan
+from onnxslim_kd.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Pruned:
     before: Cost
     after: Cost
     proof: proofs.Proof | None
-    """None when verification was turned off."""
+    """None when verification was turned off; it is about the cut, before any correction."""
+    corrected: tuple[correction.Corrected, ...] = ()
+    """The layers that were corrected."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Reading:
     """Graphsurgeon passes, as ``module:function``, to apply first."""
     passes_after: Sequence[str] = ()
     """The same, to apply to the result."""
+    correct: Samples | None = None
+    """Samples by which to correct the layers that lost inputs, after the cut."""
 
     def analyse(self, source: model_io.ModelLike) -> Analysis:
         """Load a model, apply the passes, and solve its ties."""
@@ -109,13 +115,14 @@ def prune(
     analysis = inspect(source, _reading_of(choice, reading))
     decided = choice if isinstance(choice, Plan) else pruning.plan(analysis, choice)
     before = costs.cost(analysis.model, analysis.shapes)
-    model, proof = _carry_out(analysis, decided, verify=verify)
+    samples = reading.correct if reading is not None else None
+    model, proof, corrected = _carry_out(analysis, decided, samples, verify=verify)
     for spec in reading.passes_after if reading is not None else ():
         model = interop.apply(model, spec)
     if output is not None:
         model_io.save(model, output, overwrite=overwrite)
     cost_after = costs.cost(model, shapes.sample(model, analysis.shapes.inputs))
-    return Pruned(model, decided, before, cost_after, proof)
+    return Pruned(model, decided, before, cost_after, proof, corrected)
 
 
 def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | None:
@@ -129,21 +136,26 @@ def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | Non
 
 
 def _carry_out(
-    analysis: Analysis, decided: Plan, *, verify: bool
-) -> tuple[ir.Model, proofs.Proof | None]:
-    """Cut the analysed model in place as ``decided`` says, and prove it."""
+    analysis: Analysis, decided: Plan, samples: Samples | None, *, verify: bool
+) -> tuple[ir.Model, proofs.Proof | None, tuple[correction.Corrected, ...]]:
+    """Cut the analysed model in place as ``decided`` says, prove it, and correct what is left."""
     removed = pruning.removed_by(analysis, decided)
     model = analysis.model
     interface = proofs.interface(model)
     silenced = proofs.silence(analysis, removed) if verify else None
+    original = model.clone() if samples is not None else None
+    layers = correction.layers(analysis, removed) if samples is not None else []
     pruning.apply(analysis, removed)
     proof = None
     if silenced is not None:
         proofs.structure(model)
         proofs.same_interface(interface, model, freed=analysis.free_outputs)
         proof = proofs.prove(silenced, model)
+    corrected: tuple[correction.Corrected, ...] = ()
+    if samples is not None and original is not None:
+        corrected = tuple(correction.correct(original, model, layers, samples))
     pruning.record(model, decided)
-    return model, proof
+    return model, proof, corrected
 
 
 def check_output(source: model_io.ModelLike, output: Path, *, overwrite: bool) -> None:

@@ -22,5 +22,6 @@ class Samples:
 
     @property
     def labelled(self) -> bool:
-        """Whether every batch has labels."""
-        return bool(self.labels) and all(self.labels)
+        """Whether there are classes, of samples or pixels; -1 stands for none."""
+        found = [batch.get("label", batch.get("mask")) for batch in self.labels]
+        return any(labels is not None and bool((labels >= 0).any()) for labels in found)

@@ -126,7 +126,9 @@ def correct(
         if node is not None:
             wanted = _values(original, name_of(node.outputs[0]), samples)
             given = _values(pruned, name_of(node.inputs[0]), samples)
-            done.append(_update(node, _rows(node, layer.kept, list(zip(given, wanted, strict=True)))))
+            done.append(
+                _update(node, _rows(node, layer.kept, list(zip(given, wanted, strict=True))))
+            )
     return done
 
 

@@ -22,8 +22,9 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.passes import fixups
 from onnxslim_kd.passes.channels import Birth, Ids
-from onnxslim_kd.passes.criteria import COMPARABLE, criterion
+from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.groups import Analysis, analyse, find, match
+from onnxslim_kd.passes.importance import Criterion
 from onnxslim_kd.passes.ratios import (
     Amount,
     Candidate,
@@ -74,6 +75,8 @@ class Choice:
     """The loss that each group may cost, as a share of the metric; or give a target."""
     samples: Samples | None = None
     """For the criteria that look at data."""
+    steps: int = 1
+    """Go there in that many steps, scoring anew before each."""
 
     def __post_init__(self) -> None:
         criterion(self.criterion, self.samples)
@@ -84,6 +87,8 @@ class Choice:
                 raise UserError(f"{name}: a ratio must be in [0, 1), got {ratio:g}")
         if self.amount.round_to < 0:
             raise UserError(f"round-to must be 1 or more, got {self.amount.round_to}")
+        if self.steps < 1:
+            raise UserError(f"--steps must be 1 or more, got {self.steps}")
         if self.max_loss is not None and not (isfinite(self.max_loss) and self.max_loss >= 0):
             raise UserError(f"--max-loss must be 0 or more, got {self.max_loss:g}")
         if (self.sensitivity is None) != (self.max_loss is None) and self.target is None:
@@ -115,17 +120,28 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
         from onnxslim_kd.passes import latency  # it cuts and measures, with what is below
 
         return latency.plan(analysis, choice, choice.target)
+    if choice.steps > 1:
+        from onnxslim_kd.passes import steps  # it ranks and cuts again, with what is below
+
+        return steps.plan(analysis, choice)
     ranked, refused, notes = rank(analysis, choice)
-    allocate = _allocate(analysis, choice, ranked, notes)
-    if choice.target is None:
-        strength = choice.ratio if choice.max_loss is None else choice.max_loss
-        removed = mark(analysis, allocate(strength))
-    else:
-        found = search(analysis, allocate, choice.target)
-        ranked = [replace(c, ratio=found.strength) for c in ranked]
-        removed = found.removed
-        notes.append(_searched(choice.target, found))
+    ranked, removed, more = decide(analysis, choice, ranked)
+    notes += more
     return describe(analysis, ranked, removed, choice.criterion, refused=refused, notes=notes)
+
+
+def decide(
+    analysis: Analysis, choice: Choice, ranked: Sequence[Candidate]
+) -> tuple[list[Candidate], Ids, list[str]]:
+    """Return the groups with the ratio that was found, the mask over components, and notes."""
+    notes: list[str] = []
+    allocate = _allocate(analysis, choice, ranked, notes)
+    if not isinstance(choice.target, Target):
+        strength = choice.ratio if choice.max_loss is None else choice.max_loss
+        return list(ranked), mark(analysis, allocate(strength)), notes
+    found = search(analysis, allocate, choice.target)
+    notes.append(_searched(choice.target, found))
+    return [replace(c, ratio=found.strength) for c in ranked], found.removed, notes
 
 
 def _allocate(
@@ -161,8 +177,16 @@ def resolved(amount: Amount) -> Amount:
     return amount if amount.round_to else Amount(machine_block(), amount.selector)
 
 
-def rank(analysis: Analysis, choice: Choice) -> tuple[list[Candidate], list[Refusal], list[str]]:
-    """Return the groups asked for with their units ranked, the refusals, and notes."""
+def rank(
+    analysis: Analysis, choice: Choice, score: Criterion | None = None
+) -> tuple[list[Candidate], list[Refusal], list[str]]:
+    """Return the groups asked for with their units ranked, the refusals, and notes.
+
+    Args:
+        analysis: The solved model.
+        choice: What to prune and how.
+        score: Instead of the criterion that the choice names.
+    """
     requests = choice.requests(analysis)
     refused, free = [], []
     for request in requests:
@@ -171,8 +195,12 @@ def rank(analysis: Analysis, choice: Choice) -> tuple[list[Candidate], list[Refu
             free.append(request)
         else:
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
-    score = criterion(choice.criterion, choice.samples)
+    score = score or criterion(choice.criterion, choice.samples)
     ranked, notes = candidates(analysis, free, score, choice.group_score)
+    if choice.samples is not None and choice.criterion in FROM_DATA:
+        notes.append(f"{choice.criterion} was measured on {choice.samples.name}")
+    if choice.criterion == "taylor" and not (choice.samples and choice.samples.labelled):
+        notes.append("the data has no labels: gradients are those of half the mean squared output")
     comparable = choice.criterion in COMPARABLE
     return [replace(c, comparable=comparable) for c in ranked], refused, notes
 

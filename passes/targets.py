@@ -185,7 +185,7 @@ def ratio_for(curve: Curve, loss: float) -> float:
 
 
 def _normalised(candidate: Candidate) -> Ids:
-    mean = float(np.abs(candidate.scores).mean())
+    mean = float(candidate.scores[candidate.scores >= 0].mean())  # negative: gone already
     return np.asarray(candidate.scores / mean if mean else candidate.scores)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from onnxslim_kd import Amount, Choice, api
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.passes import importance
+from onnxslim_kd.passes import criteria
 from onnxslim_kd.passes.groups import find
 from tests.models import Case, build
 
@@ -24,7 +24,7 @@ TORCH_PRUNING_LAMP = [0.127087, 0.298167, 1.0, 0.216039, 0.167068, 0.479073]
 
 def scores(name: str, parameter: str) -> np.ndarray:
     analysis = api.inspect(build(RESIDUAL))
-    return importance.criterion(name)(analysis, find(analysis, parameter))
+    return criteria.criterion(name)(analysis, find(analysis, parameter))
 
 
 def test_group_norms_are_torch_prunings() -> None:

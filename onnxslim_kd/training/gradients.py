@@ -11,7 +11,6 @@ from onnxslim_kd import roles as roles_io
 from onnxslim_kd.runtime import Array
 from onnxslim_kd.samples import Samples
 from onnxslim_kd.training.config import TrainConfig
-from onnxslim_kd.training.images import UNLABELLED
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.objective import Objective
 
@@ -26,7 +25,7 @@ def taylor(model: ir.Model, samples: Samples) -> dict[str, Array]:
         ModelError: An operator has no lowering; all are listed.
     """
     roles = roles_io.read(model)
-    supervised = roles is not None or has_truth(samples)
+    supervised = roles is not None or samples.labelled
     objective = Objective(model, roles, TrainConfig())
     wanted = (
         objective.outputs(0) if supervised else tuple(v.name or "" for v in model.graph.outputs)
@@ -43,12 +42,6 @@ def taylor(model: ir.Model, samples: Samples) -> dict[str, Array]:
             if gradient is not None:
                 total[name] += (weight * gradient).abs().detach()
     return {name: tensor.double().numpy() for name, tensor in total.items()}
-
-
-def has_truth(samples: Samples) -> bool:
-    """Tell whether there are the labels that a cross-entropy needs."""
-    found = [b.get("label", b.get("mask")) for b in samples.labels]
-    return any(labels is not None and bool((labels != UNLABELLED).any()) for labels in found)
 
 
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
