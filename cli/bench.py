@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxslim_kd.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -62,6 +64,7 @@ def _batches(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 @click.option("--json", "json_file", type=FILE, help="Write everything measured.")
 @click.option("--markdown", type=FILE, help="Write the tables for a pull request.")
 @click.option("--html", type=FILE, help="Write a page with pictures.")
+@options.untrusted
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 def bench(
     models: tuple[Path, ...],
@@ -76,6 +79,7 @@ def bench(
     json_file: Path | None,
     markdown: Path | None,
     html: Path | None,
+    untrusted: bool,
     force: bool,
 ) -> None:
     """Measure MODELS against the first of them, in turn, on this machine."""
@@ -87,6 +91,7 @@ def bench(
 
     for output in filter(None, (json_file, markdown, html)):
         check_writable(output, overwrite=force)
+    options.check_untrusted(untrusted, *models)
     found = measure(
         models,
         shapes=parse_shapes(shapes),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@options.untrusted
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def infer_prune(model: Path, **given: Any) -> None:
     """Reduce MODEL to what inference needs: no teacher, no losses, no dead or doubled work.
@@ -42,6 +43,7 @@ def infer_prune(model: Path, **given: Any) -> None:
 
     output: Path = given["output"]
     _check_options(output, given)
+    options.check_untrusted(given["untrusted"], model)
     shapes = options.shapes(given["inputs"])
     stripped = strip(
         model,

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 @click.option("--attention", type=click.Choice(["heads", "dims"]), default="heads")
 @click.option("--free-output", multiple=True, help="An output that may lose channels; repeatable.")
 @click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
+@options.untrusted
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(models: tuple[Path, ...], **given: Any) -> None:
     """List what MODEL holds and which of its channels can go."""
     if len(models) > (2 if given["values"] else 1):
         raise click.UsageError("give one model, or two with --values")
+    options.check_untrusted(given["untrusted"], *models)
     if given["values"]:
         _values(models, as_json=given["as_json"])
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxslim_kd.cli import options
 from onnxslim_kd.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--suggest", is_flag=True, help="List losses that fit and write nothing.")
 @click.option("--external-data", is_flag=True, help="Keep the weights in a file of their own.")
+@options.untrusted
 @click.option("--force", is_flag=True, help="Replace the output file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def merge(
@@ -68,6 +70,7 @@ def merge(
     shapes: tuple[str, ...],
     suggest: bool,
     external_data: bool,
+    untrusted: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -79,6 +82,7 @@ def merge(
     from onnxslim_kd.workload import parse_shapes
 
     named = _teachers(teachers, prefix)
+    options.check_untrusted(untrusted, student, *named.values())
     if suggest:
         _print_suggestions(student, named, as_json=as_json)
         return

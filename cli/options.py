@@ -1,6 +1,7 @@
 """What several commands share: parsing of small option languages, tables, JSON."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,25 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxslim_kd.errors import UserError
+
+untrusted = click.option(
+    "--untrusted",
+    is_flag=True,
+    help="First try the file in a child process with limits on memory and time.",
+)
+
+
+def check_untrusted(wanted: bool, *paths: str | os.PathLike[str]) -> None:
+    """Try each file in a child process, if ``--untrusted`` asks for it.
+
+    Raises:
+        ModelError: A file is not fit for use.
+    """
+    if wanted:
+        from onnxslim_kd import sandbox
+
+        for path in paths:
+            sandbox.check(path)
 
 
 def shapes(values: Iterable[str]) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxslim_kd import mapped
 from onnxslim_kd.access import constant, dims, has_rank, name_of, new_initializer
-from onnxslim_kd.errors import ModelError, UserError
+from onnxslim_kd.errors import ModelError, OnnxSlimError, UserError
 from onnxslim_kd.normalise import (
     IR_VERSIONS,
     OPSET,
@@ -77,11 +77,28 @@ def load(source: ModelLike, *, normalise: bool = True) -> ir.Model:
         ModelError: The file is missing, not ONNX, truncated, from a newer ONNX than this one,
             holds what is not supported, or its external data is missing or unsafe.
     """
-    model = _read(source)
-    _refuse_unsupported(model)
-    if normalise:
-        normalised(model)
+    try:
+        model = _read(source)
+        _refuse_unsupported(model)
+        if normalise:
+            normalised(model)
+    except (OnnxSlimError, MemoryError):
+        raise
+    except Exception as error:  # onnx and onnx-ir raise many kinds on malformed graphs
+        raise ModelError(f"{_called(source)}: malformed ONNX: {_cause(error)}") from error
     return model
+
+
+def _called(source: ModelLike) -> str:
+    is_path = isinstance(source, str | os.PathLike)
+    return str(source) if is_path else f"the given {type(source).__name__}"
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, on one line: onnx-ir tells the whole way there, with all it held."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _read(source: ModelLike) -> ir.Model:
@@ -149,10 +166,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
                 f"{name}: opset {entry.version} is not one this onnx knows (1 to {newest});"
                 f" upgrade the onnx package or export with an older opset"
             )
-    try:
-        return ir.serde.deserialize_model(proto)
-    except Exception as error:  # onnx-ir raises many kinds on malformed protos
-        raise ModelError(f"{name}: malformed ONNX: {error}") from error
+    return ir.serde.deserialize_model(proto)
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -198,6 +212,21 @@ def _refuse_unsupported(model: ir.Model) -> None:
     for tensor in _tensors(model):
         if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype != ir.DataType.STRING:
             _check_length(tensor)
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and _is_nowhere(value):
+                    raise ModelError(
+                        f"node {node.name or node.op_type} reads {value.name!r}, which is no graph"
+                        f" input, no initializer, and the output of no node"
+                    )
+        for value in graph.outputs:
+            if _is_nowhere(value):
+                raise ModelError(f"graph output {value.name!r} is the output of no node")
+
+
+def _is_nowhere(value: ir.Value) -> bool:
+    return value.producer() is None and not value.is_graph_input() and value.const_value is None
 
 
 def _check_length(tensor: ir.TensorProtoTensor) -> None:
