@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "List parameters, groups, shapes and costs of a model.",
     "prune": "Remove whole channels of chosen parameters, with proof.",
     "sensitivity": "Measure what each group of channels is worth.",
+    "search": "Search for the ratios that cost least under a budget.",
     "bench": "Measure models against each other on ONNX Runtime.",
     "merge": "Join student, teachers and distillation losses in one ONNX graph, with proof.",
     "draw": "Draw a graph, folded by module.",
@@ -26,6 +27,7 @@ COMMANDS = {
     "eval": "Measure a model on labelled data.",
     "infer": "Classify images.",
     "run": "Carry out a whole run from one YAML file: stages, artefacts, report.",
+    "convert-config": "Turn a YAML of the tutorials into one for run.",
 }
 
 

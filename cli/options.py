@@ -111,3 +111,26 @@ def count(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.4g}{letter}"
     return f"{number:g}"
+
+
+def score(analysis: Any, given: dict[str, Any]) -> tuple[Any, str, bool]:
+    """Return the function that scores a session, its name, and whether lower is better.
+
+    Raises:
+        UserError: Data or metric do not fit the model.
+    """
+    if given["data"] is None:
+        from onnxslim_kd.passes.distance import Distance
+
+        return Distance.of(analysis.model, analysis.shapes.inputs), "output distance", True
+    from onnxslim_kd.training.scoring import Scorer
+
+    scorer = Scorer.of(
+        analysis.model,
+        data=given["data"],
+        preprocess=given["preprocess"],
+        metric=given["metric"],
+        samples=given["samples"],
+        batch_size=given.get("batch_size", 64),
+    )
+    return scorer, scorer.name, scorer.lower_is_better

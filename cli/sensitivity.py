@@ -54,7 +54,7 @@ def _measure(model: Path, given: dict[str, Any]) -> None:
     analysis = api.inspect(model, reading)
     chosen = [p for p in match(analysis, given["pattern"]) if p.produces]
     job = measuring.Job(
-        analysis, chosen, *_score(analysis, given), given["criterion"], _ratios(given)
+        analysis, chosen, *options.score(analysis, given), given["criterion"], _ratios(given)
     )
     runtime = {"provider": given["provider"], "threads": given["threads"]}
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
@@ -76,22 +76,3 @@ def _ratios(given: dict[str, Any]) -> tuple[float, ...]:
         return tuple(float(text) for text in given["ratios"].split(","))
     except ValueError:
         raise UserError(f"--ratios {given['ratios']!r}: expected a form such as 0.1,0.5") from None
-
-
-def _score(analysis: Any, given: dict[str, Any]) -> tuple[Any, str, bool]:
-    """The function that scores a session, its name, and whether lower is better."""
-    if given["data"] is None:
-        from onnxslim_kd.passes.distance import Distance
-
-        return Distance.of(analysis.model, analysis.shapes.inputs), "output distance", True
-    from onnxslim_kd.training.scoring import Scorer
-
-    scorer = Scorer.of(
-        analysis.model,
-        data=given["data"],
-        preprocess=given["preprocess"],
-        metric=given["metric"],
-        samples=given["samples"],
-        batch_size=given["batch_size"],
-    )
-    return scorer, scorer.name, scorer.lower_is_better

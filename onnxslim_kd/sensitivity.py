@@ -160,7 +160,7 @@ def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:
         removed = np.zeros(job.analysis.components.count, bool)
         removed[Amount(round_to=1).removed(candidate, ratio)] = True
         session.silence(removed[job.analysis.components.label])
-        value = _finite(job.score(session), f"{name} at {ratio:g}")
+        value = finite(job.score(session), f"{name} at {ratio:g}")
         lost = (value - found.baseline) if job.lower_is_better else (found.baseline - value)
         scale = abs(found.baseline) or 1.0
         found.losses.setdefault(name, {})[f"{ratio:g}"] = lost / scale
@@ -180,7 +180,7 @@ def _begun(job: Job, output: Path, session: Session) -> Sensitivities:
         measure=job.measure,
         criterion=job.criterion,
         lower_is_better=job.lower_is_better,
-        baseline=_finite(job.score(session), "the whole model"),
+        baseline=finite(job.score(session), "the whole model"),
     )
     write_text(output, found.text())
     return found
@@ -198,7 +198,12 @@ def _same(found: Sensitivities, mark: str, measure: str, criterion: str, path: P
             )
 
 
-def _finite(value: float, where: str) -> float:
+def finite(value: float, where: str) -> float:
+    """Return a number, or refuse what is none.
+
+    Raises:
+        OperationError: It is not finite.
+    """
     if not isfinite(value):
         raise OperationError(f"the metric is {value} for {where}; it must be a finite number")
     return float(value)
