@@ -11,9 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import onnx_ir as ir
+
+from onnxslim_kd import model as model_io
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd import staircase
-from onnxslim_kd.passes import prune
+from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes import groups, prune
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.latency_layers import WHOLE, Layer, Survey
@@ -90,10 +94,20 @@ class Search:
         mask = prune.mark(self.analysis, removed)
         return prune.describe(self.analysis, ranked, mask, self.criterion)
 
+    def cut(self, decided: Plan) -> ir.Model:
+        """Carry a plan out on a copy of the model, read at the same shapes."""
+        again = groups.analyse(
+            model_io.load(self.analysis.model),
+            attention=self.analysis.channels.attention,
+            free_outputs=self.analysis.free_outputs,
+            inputs=self.analysis.given,
+        )
+        prune.apply(again, prune.removed_by(again, decided))
+        return again.model
+
     def measure(self, course: Course, index: int) -> float:
         """Cut at a stop and measure; what seems to hold is measured again before it is believed."""
-        made = prune.cut(self.analysis.model, self.decided(course, index))
-        ratio = 0.0
+        made, ratio = self.cut(self.decided(course, index)), 0.0
         for _ in range(SHARPEN):
             ratio = self.clock.ratio(self.analysis.model, made, self.shapes)
             if abs(ratio / self.target.share - 1) > self.target.tolerance:
@@ -131,9 +145,10 @@ def plan(
         clock: What measures; this machine unless given.
 
     Raises:
-        UserError: The choice names nothing, an input's size is not known, or the provider is not
-            here.
+        UserError: The choice names nothing or wants to decide the widths, an input's size is not
+            known, or the provider is not here.
     """
+    _check(choice)
     ranked, refused, notes = prune.rank(analysis, choice)
     clock = clock or this_machine(target)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
@@ -142,6 +157,21 @@ def plan(
     notes += _said(target, course, settled, clock.table)
     update = {"notes": tuple(notes), "refused": tuple(refused)}
     return search.decided(course, settled.index).model_copy(update=update)
+
+
+def _check(choice: prune.Choice) -> None:
+    """Refuse what would be ignored."""
+    decides = {
+        "--allocation": choice.allocation != "uniform",
+        "--round-to": choice.amount.round_to > 1,
+        "--selector": choice.amount.selector != "share",
+        "--sensitivity": choice.sensitivity is not None,
+    }
+    if given := [option for option, is_given in decides.items() if is_given]:
+        raise UserError(
+            f"--target-latency measures which widths pay, and decides itself:"
+            f" leave out {' and '.join(given)}"
+        )
 
 
 def survey(

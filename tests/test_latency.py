@@ -414,6 +414,7 @@ def run(*arguments: object):
     [
         (("--target-latency", 0.5, "--target-macs", 0.5), "not --target-macs and --target-latency"),
         (("--target-latency", 1.5), "the share to keep must be in (0, 1), got 1.5"),
+        (("--target-latency", 0.5, "--round-to", 16), "decides itself: leave out --round-to"),
         (("--target-latency", 0.5), "input x is free in size; give every ? of --input x=1x3x?x?"),
     ],
 )
