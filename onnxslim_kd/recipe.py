@@ -66,7 +66,7 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         UserError: The file cannot be read, a setting is not known (the nearest is named) or
             impossible, or a stage reads what is neither a stage before it nor a file.
     """
-    held = _included(path, ())
+    held = included(path)
     for override in overrides:
         _put(held, override)
     return parse(held, path.stem)
@@ -131,8 +131,16 @@ def _check_reads(recipe: Recipe, name: str, stage: Stage) -> None:
 # ------------------------------------------------------------------------------- reading
 
 
-def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a file and those it includes; what it says itself goes over what they say."""
+def included(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file and those it includes; what it says itself goes over what they say.
+
+    Args:
+        path: The file.
+        above: The files that include it.
+
+    Raises:
+        UserError: A file cannot be read, or includes itself.
+    """
     if path.resolve() in above:
         raise UserError(f"{path}: includes itself")
     held = configs.read(path)
@@ -141,7 +149,7 @@ def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: include must be a list of files, got {files!r}")
     found: dict[str, Any] = {}
     for file in files:
-        found = _over(found, _included(path.parent / file, (*above, path.resolve())))
+        found = _over(found, included(path.parent / file, (*above, path.resolve())))
     return _over(found, held)
 
 
