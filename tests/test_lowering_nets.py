@@ -1,8 +1,5 @@
 """Whole nets: forward as ONNX Runtime, training as the torch module they came from."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,6 +11,7 @@ from lowering_run import feeds_of, run_ort
 from onnxslim_kd import model as model_io
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.zoo.export import build, export
+from tests.packages import folder
 
 RNG = np.random.default_rng(0)
 HIDDEN, HEADS, LENGTH = 16, 4, 5
@@ -133,11 +131,6 @@ def test_a_recurrent_net():
 
 
 # ------------------------------------------------------------------------- real files
-
-
-def folder(package):
-    spec = find_spec(package)
-    return Path(spec.origin).parent if spec and spec.origin else Path("/nonexistent")
 
 
 OCR = folder("rapidocr_onnxruntime") / "models"

@@ -1,7 +1,6 @@
 """Merges of real models: those that ship in packages, and real architectures untrained."""
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.passes.suggest import suggest
 from onnxslim_kd.runtime import Session, random_feeds
 from onnxslim_kd.verify_merge import verify_merge
+from tests.packages import folder
 
 pytestmark = pytest.mark.real
 
@@ -39,10 +39,7 @@ def merged_and_proven(student, teacher, losses, shapes=(), **options):
 
 @pytest.fixture(scope="module")
 def detector():
-    import rapidocr_onnxruntime
-
-    folder = Path(rapidocr_onnxruntime.__file__).parent
-    return next(folder.rglob("ch_PP-OCRv4_det_infer.onnx"))
+    return folder("rapidocr_onnxruntime") / "models" / "ch_PP-OCRv4_det_infer.onnx"
 
 
 def test_a_text_detector_with_itself(detector):

@@ -8,7 +8,6 @@ too: a rule that pins everything fails here.
 import re
 import warnings
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,9 @@ from onnxslim_kd import api
 from onnxslim_kd.errors import NotFoundError
 from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ratios import Amount
+from tests.packages import folder
 
 pytestmark = pytest.mark.real
-
-
-def folder(package: str) -> Path:
-    spec = find_spec(package)
-    assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
 
 
 def prune_all(

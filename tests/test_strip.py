@@ -15,6 +15,7 @@ from onnxslim_kd.passes.gate import size
 from onnxslim_kd.passes.half import to_half
 from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.passes.strip import Stripped, infer_prune
+from tests.packages import folder
 
 BN = "float[4] scale, float[4] bias, float[4] mean, float[4] var"
 MERGED = f"""g (float[N,3,8,8] x, int64[N] label, float[4,3,3,3] w, {BN}, float[4,5] fc,
@@ -216,7 +217,7 @@ def test_above_two_gigabytes(tmp_path: Path) -> None:
 
 def real(pattern: str) -> list[Path]:
     package, rest = pattern.split("/", 1)
-    return sorted(Path(str(files(package))).glob(rest))
+    return sorted(folder(package).glob(rest))
 
 
 @pytest.mark.real
