@@ -134,3 +134,19 @@ def score(analysis: Any, given: dict[str, Any]) -> tuple[Any, str, bool]:
         batch_size=given.get("batch_size", 64),
     )
     return scorer, scorer.name, scorer.lower_is_better
+
+
+def samples(analysis: Any, given: dict[str, Any]) -> Any:
+    """Return what the criterion looks at, None if it looks at no data.
+
+    Raises:
+        UserError: The data do not fit the model.
+    """
+    from onnxslim_kd.passes.criteria import FROM_DATA
+
+    if given["criterion"] not in FROM_DATA or given["data"] is None:
+        return None
+    from onnxslim_kd.training.samples import read
+
+    settings = {"preprocess": given["preprocess"], "samples": given["samples"]}
+    return read(analysis.model, given["data"], **settings)

@@ -29,6 +29,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
 @click.option("--threads", default=0, help="0 lets the runtime choose.")
+@click.option("--cache", type=FILE, help="With --target-latency: folder of measured layers.")
 @click.option("--force", is_flag=True, help="Replace the plan if it exists.")
 def search(model: Path, **given: Any) -> None:
     """Look for the ratios that cost the least of a metric under a budget."""
@@ -72,24 +73,13 @@ def _job(model: Path, given: dict[str, Any]) -> tuple[Any, Any]:
         pattern=given["pattern"],
         ignore=given["ignore"],
         criterion=given["criterion"],
-        samples=_samples(analysis, given),
+        samples=options.samples(analysis, given),
     )
     ranked, refused, _ = prune.rank(analysis, choice)
     amount = prune.resolved(Amount(given["round_to"] or 0))
     budget = _budget(analysis, ranked, amount, given)
     score = options.score(analysis, given)
     return searching.Job(analysis, ranked, budget, *score, given["criterion"]), refused
-
-
-def _samples(analysis: Any, given: dict[str, Any]) -> Any:
-    from onnxslim_kd.passes.criteria import FROM_DATA
-
-    if given["criterion"] not in FROM_DATA or given["data"] is None:
-        return None
-    from onnxslim_kd.training.samples import read
-
-    settings = {"preprocess": given["preprocess"], "samples": given["samples"]}
-    return read(analysis.model, given["data"], **settings)
 
 
 def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> Any:
@@ -104,7 +94,8 @@ def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> A
     from onnxslim_kd.passes.latency_measure import this_machine
     from onnxslim_kd.workload import workloads
 
-    target = LatencyTarget(given["target_latency"], given["provider"], given["threads"])
+    where = given["provider"], given["threads"], given["cache"]
+    target = LatencyTarget(given["target_latency"], *where)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     course = latency.survey(analysis, ranked, this_machine(target), shapes)
     return searching.Seconds(analysis, course, target.share)

@@ -54,7 +54,12 @@ def _measure(model: Path, given: dict[str, Any]) -> None:
     analysis = api.inspect(model, reading)
     chosen = [p for p in match(analysis, given["pattern"]) if p.produces]
     job = measuring.Job(
-        analysis, chosen, *options.score(analysis, given), given["criterion"], _ratios(given)
+        analysis,
+        chosen,
+        *options.score(analysis, given),
+        criterion=given["criterion"],
+        ratios=_ratios(given),
+        samples=options.samples(analysis, given),
     )
     runtime = {"provider": given["provider"], "threads": given["threads"]}
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())

@@ -25,6 +25,7 @@ from onnxslim_kd.passes.groups import Analysis, Parameter
 from onnxslim_kd.passes.masks import Masked, with_masks
 from onnxslim_kd.passes.ratios import Amount, Candidate, Request, candidates
 from onnxslim_kd.runtime import Array, Session
+from onnxslim_kd.samples import Samples
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Score = Callable[[Session], float]
@@ -122,6 +123,8 @@ class Job:
     lower_is_better: bool = False
     criterion: str = "l1"
     ratios: Sequence[float] = RATIOS
+    samples: Samples | None = None
+    """For the criteria that look at data."""
 
     def __post_init__(self) -> None:
         for ratio in self.ratios:
@@ -132,7 +135,8 @@ class Job:
         """One candidate per group, in the order in which the parameters were named."""
         free = [p for p in self.parameters if self.analysis.refusal(p) is None]
         requests = [Request(p, 0.0) for p in free]
-        return candidates(self.analysis, requests, criterion(self.criterion), "first")[0]
+        score = criterion(self.criterion, self.samples)
+        return candidates(self.analysis, requests, score, "first")[0]
 
 
 def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd.training.evaluate import Predictor, Reading, evaluate
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.samples import read
 from tests.training_models import build
@@ -47,8 +48,10 @@ def untrained(seed: int) -> ir.Model:
 
 @cache
 def trained(seed: int = 0, epochs: int = 8) -> ir.Model:
-    """Train with Adam and a linear decay; about ten seconds, once per process and seed."""
+    """Train with Adam and a linear decay; a few seconds, once per process and seed."""
     model = untrained(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
     module = lower(model).train()
     weights = list(module.parameters_by_name.values())
     optimiser = torch.optim.Adam(weights, lr=4e-3)
@@ -67,11 +70,10 @@ def trained(seed: int = 0, epochs: int = 8) -> ir.Model:
             optimiser.step()
             decay.step()
     module.eval().write_back(model)
+    torch.set_num_threads(threads)
     return model
 
 
 def accuracy(model: ir.Model) -> float:
     """Top-1 in percent on the test split."""
-    from onnxslim_kd.training.evaluate import Predictor, Reading, evaluate
-
     return evaluate(Predictor(model), Reading(TEST)).metrics["top1"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxslim_kd.errors import OperationError, UserError, near_misses
+from onnxslim_kd.errors import OnnxSlimError, OperationError, UserError, near_misses
 from onnxslim_kd.training.datasets import load_object
 from onnxslim_kd.training.images import UNLABELLED
 
@@ -183,7 +183,13 @@ class Average:
 
     def update(self, outputs: Arrays, entries: Arrays) -> None:
         """Call the function on one batch."""
-        value = self.function(outputs, entries)
+        try:
+            value = self.function(outputs, entries)
+        except OnnxSlimError:
+            raise
+        except Exception as error:  # it is the user's, and may raise anything
+            kind = type(error).__name__
+            raise OperationError(f"metric {self.name} failed: {kind}: {error}") from error
         numbers = value if isinstance(value, Mapping) else {self.name: value}
         size = len(first(outputs))
         for name, number in numbers.items():
