@@ -15,9 +15,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/.ready ## make .venv with the project and its tools
 
-demo: setup ## the main job on a real network, start to end
+demo: setup ## prune a real network with proof, then a whole run: train, prune, distil, strip, bench
+	mkdir -p demo
 	$(VENV)/bin/onnxslim-kd export mobilenet_v2 -o demo/mobilenet_v2.onnx --force
 	$(VENV)/bin/onnxslim-kd prune demo/mobilenet_v2.onnx --pattern '.*[r|d]_weights' --ratio 0.5 -o demo/pruned.onnx --force
+	$(VENV)/bin/onnxslim-kd run examples/digits.yaml --dir demo/digits
 
 lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
