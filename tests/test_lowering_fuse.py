@@ -29,6 +29,7 @@ CONSTANTS = {
     "eighth": 8**-0.5,
     "fourth": 8**-0.25,
     "w": normal(4, 6),
+    "turned": normal(6, 4),
     "b": normal(6),
     "mask": np.triu(np.full((5, 6), -np.inf), 2),
     "none": np.zeros((5, 6)),
@@ -49,6 +50,11 @@ FUSED = {
         X,
     ),
     "linear": ("m = MatMul(x, w) y = Add(b, m)", "", X),
+    "linear: as torch holds it": (
+        "t = Transpose<perm=[1, 0]>(turned) m = MatMul(x, t) y = Add(m, b)",
+        "",
+        X,
+    ),
     "attention": ("s = MatMul(q, k) p = Softmax(s) y = MatMul(p, v)", "", QKV),
     "attention: scaled": (
         "s = MatMul(q, k) t = Mul(s, eighth) p = Softmax(t) y = MatMul(p, v)",

@@ -153,19 +153,26 @@ def _affine(node: fx.Node, buffers: Mapping[str, Tensor]) -> Fused | None:
     for product, bias in (node.args, node.args[::-1]):
         if _inside(product, "MatMul") and _is_affine(product, bias):
             assert isinstance(product, fx.Node)
-            return linear, (*product.args, bias)
+            x, w = product.args
+            assert isinstance(w, fx.Node)
+            return (F.linear, (x, w.args[0], bias)) if _turned(w) else (linear, (x, w, bias))
     return None
 
 
 def _is_affine(product: Any, bias: Any) -> bool:
     x, w = product.args
-    shape = w.meta.get("shape", ())
+    shape = w.args[0].meta.get("shape", ())[::-1] if _turned(w) else w.meta.get("shape", ())
     return (
         len(shape) == 2
         and isinstance(bias, fx.Node)
         and bias.meta.get("shape") == shape[1:]
         and (x.meta.get("rank") or 0) >= 2
     )
+
+
+def _turned(w: fx.Node) -> bool:
+    """Tell whether ``w`` transposes a matrix, as files have it that hold torch's weights."""
+    return _op(w) == "Transpose" and w.meta["attributes"].get("perm", (1, 0)) == (1, 0)
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
