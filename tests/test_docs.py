@@ -5,6 +5,7 @@ A block that cannot run has `<!-- not run: reason -->` on the line before it.
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ FENCE = re.compile(
 LONG = ("README.md", "export.md", "latency.md", "lowering.md", "prune.md", "run.md", "train.md")
 """Pages whose commands take more than seconds together."""
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
 class Block(NamedTuple):
@@ -129,9 +130,10 @@ def _run(block: Block, page: str, folder: Path) -> None:
 
 
 def test_every_command_is_documented() -> None:
-    shown = {words[1] for p in PAGES.values() for words in commands_of(p.read_text())}
+    text = "\n".join(page.read_text() for page in PAGES.values())
+    shown = set(re.findall(r"onnxslim-kd ([a-z][a-z-]+)", text))
     assert not set(COMMANDS) - shown, "show these commands in docs/"
-    assert not {name for name in shown if not name.startswith("-")} - set(COMMANDS)
+    assert not {words[1] for words in commands_of(text)} - set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -169,6 +171,11 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_the_api_page_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert PAGES["api.md"].read_text() == script["page"](), "run: python docs/make_api.py"
+
+
 def test_the_readme_names_every_page() -> None:
     named = set(LINK.findall(PAGES["README.md"].read_text()))
     assert not {f"docs/{name}" for name in PAGES if name != "README.md"} - named
@@ -182,6 +189,7 @@ SHELF = {
     "losses.md": ("student.onnx", "teacher.onnx"),
     "lowering.md": ("student.onnx",),
     "merge.md": ("student.onnx", "teacher.onnx", "resnet50.onnx"),
+    "prune.md": ("images",),
     "report.md": ("original.onnx", "student.onnx", "plan.json", "train.jsonl", "config.yaml"),
     "safety.md": ("model.onnx",),
     "train.md": ("student.onnx", "merged.onnx", "original.onnx", "pruned.onnx", "plan.json"),
@@ -192,7 +200,15 @@ SMALLER = {
     "README.md": {"images -o": "images --epochs 1 --batch-size 4 -o"},
     "export.md": _SMALL_EXPORT,
     "latency.md": _SMALL_EXPORT,
-    "prune.md": _SMALL_EXPORT,
+    "prune.md": _SMALL_EXPORT
+    | {
+        "resize=256,crop=224": "resize=64,crop=64",
+        "--steps 5": "--steps 2",
+        "-o sens.json": "-o sens.json --ratios 0.5 --pattern 'conv[23].*_weights'",
+        "--pattern '.*' --sensitivity": "--pattern 'conv[23].*_weights' --sensitivity",
+        "--target-macs 0.5 -o c": "--target-macs 0.02 -o c",
+        "--trials 200": "--trials 2",
+    },
     "train.md": {
         "--epochs 10": "--epochs 1",
         "-o recovered.onnx": "-o recovered.onnx --epochs 1",
@@ -200,4 +216,8 @@ SMALLER = {
     },
 }
 # options of other programs
-OTHERS = {"--max-restarts", "--nproc-per-node"}
+OTHERS = {
+    *("--max-restarts", "--nproc-per-node"),
+    *("--pretrained_model", "--print_params", "--pruned_params", "--pruned_ratios"),
+    "--teacher_pretrained",
+}
