@@ -1,0 +1,326 @@
+"""Prune by 50 % and 75 % of the MACs, and get the accuracy back: Fashion-MNIST.
+
+    benchmarks/get_data.sh
+    python benchmarks/fashion_mnist.py --run FOLDER [--scale full] [--nets resnet20] [--seeds 0 1]
+
+Every stage leaves a JSON file in FOLDER and is skipped when it is there; a stage that was broken
+off goes on from its last epoch. Accuracy is that of the last epoch on the test images, never the
+best one. ``--scale smoke`` shows in minutes that everything runs; its numbers mean nothing and are
+never written as results. Results are written for the rows that have all their seeds.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fashion_peer as peer
+import numpy as np
+import torch
+from common import THREADS, Claim, write
+from torch import Tensor
+
+from onnxslim_kd import api
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import OperationError
+from onnxslim_kd.passes.merge import merge
+from onnxslim_kd.passes.prune import Choice
+from onnxslim_kd.passes.ratios import Amount
+from onnxslim_kd.passes.strip import infer_prune
+from onnxslim_kd.passes.targets import Target
+from onnxslim_kd.training import config
+from onnxslim_kd.training.data import Batch, Loader
+from onnxslim_kd.training.datasets import open_source
+from onnxslim_kd.training.engine import train
+from onnxslim_kd.training.schedules import Schedule
+from onnxslim_kd.training.transforms import Preprocess
+from onnxslim_kd.zoo.export import build, export
+
+DATA = Path("/usr/share/datasets/fashion-mnist")
+PREPROCESS = "shift=2,flip,normalize=0.286:0.353"
+SHAPE = (1, 1, 28, 28)
+ARGUMENTS = {"classes": 10, "channels": 1}
+BATCH, DECAY, TEMPERATURE = 128, 5e-4, 4.0
+RATES = {"original": 0.1, "recover": 0.05}
+NETS, SHARES = ("resnet20", "mobilenet_small"), (0.5, 0.75)
+TARGETS = {0.5: 0.3, 0.75: 1.0}
+"""Points that KD may leave lost, by the share of MACs removed."""
+FOLDED, REAL = 0.3, 93.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long to train; ``samples`` 0 is the whole data set."""
+
+    original: int
+    recover: int
+    samples: int = 0
+
+
+SCALES = {
+    "smoke": Scale(1, 1, samples=384),
+    "full": Scale(10, 3),  # three hours on two cores
+    "gpu": Scale(60, 30),
+}
+
+
+# ----------------------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True)
+class Place:
+    """One net with one seed in a run's folder."""
+
+    folder: Path
+    net: str
+    seed: int
+    scale: Scale
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do ``work`` unless it was done before; return its record."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            started = time.perf_counter()
+            record = {**work(), "seconds": time.perf_counter() - started}
+            print(f"{self.net} seed {self.seed} {name}: {record}", flush=True)
+            model_io.write_text(path, json.dumps(record))
+        return dict(json.loads(path.read_text()))
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.onnx"
+
+    def save(self, model: Any, name: str) -> None:
+        model_io.save(model, self.file(name), overwrite=True)
+
+    # -------------------------------------------------------------------- data
+
+    def data(self, split: str) -> str:
+        """Return the spec of the data, or of the first samples of it."""
+        spec = f"idx:{DATA}?split={split}"
+        if not self.scale.samples:
+            return spec
+        path = self.folder / f"{split}.npz"
+        if not path.exists():
+            arrays = open_source(spec, {"image": SHAPE[1:]}).arrays  # type: ignore[attr-defined]
+            np.savez(path, **{k: a[: self.scale.samples] for k, a in arrays.items()})
+        return f"npz:{path}"
+
+    def loader(self, split: str) -> Loader:
+        source = open_source(self.data(split), {"image": SHAPE[1:]})
+        return Loader(source, Preprocess(PREPROCESS), BATCH, seed=self.seed)
+
+    # ---------------------------------------------------------------- training
+
+    def fit(self, name: str, model: Any, kind: str, **more: Any) -> dict[str, Any]:
+        """Train ``model`` and save it as ``name``; return its accuracy."""
+        epochs = self.scale.original if kind == "original" else self.scale.recover
+        settings = config.parse(
+            {
+                "data": self.data("train"),
+                "val_data": self.data("test"),
+                "preprocess": PREPROCESS,
+                "epochs": epochs,
+                "eval_every": epochs,
+                "batch_size": BATCH,
+                "seed": self.seed,
+                "optimizer": _optimizer(RATES[kind]),
+                "schedule": _schedule(epochs),
+                "labels": {"weight": 1.0},
+                "checkpoint": self.folder / "checkpoints" / name,
+                "save_eval_model": False,
+                "keep": 1,
+                **more,
+            }
+        )
+        outcome = train(model, settings)
+        if not outcome.finished:
+            raise OperationError(f"{name} was interrupted; run the same command to go on")
+        self.save(outcome.model, name)
+        return {"top1": outcome.history[-1]["top1"], "epochs": epochs}
+
+
+def _optimizer(rate: float) -> dict[str, Any]:
+    return {"lr": rate, "nesterov": True, "weight_decay": DECAY}
+
+
+def _schedule(epochs: int) -> dict[str, Any]:
+    return {"kind": "cosine", "warmup": min(1.0, epochs / 8)}
+
+
+def original(place: Place) -> dict[str, Any]:
+    model = export(place.net, inputs={"image": SHAPE}, arguments=ARGUMENTS, seed=place.seed)
+    return place.fit("original", model, "original")
+
+
+def folded(place: Place) -> dict[str, Any]:
+    place.save(infer_prune(place.file("original")).model, "folded")
+    return {}
+
+
+def cut(place: Place, source: str, share: float) -> dict[str, Any]:
+    """Remove ``share`` of the MACs by L1; write the plan beside the result."""
+    name = f"{source}-{share:g}"
+    choice = Choice(pattern=".*_weights", target=Target("macs", share), amount=Amount(1))
+    done = api.prune(place.file(source), choice, place.file(name), overwrite=True)
+    done.plan.save(place.folder / f"{name}.plan.json", overwrite=True)
+    return {"macs": 1 - done.after.macs / done.before.macs}
+
+
+# --------------------------------------------------------------------- ways to recover
+
+
+def fine_tune(place: Place, share: float, name: str) -> dict[str, Any]:
+    return place.fit(name, model_io.load(place.file(f"original-{share:g}")), "recover")
+
+
+def distil(place: Place, share: float, name: str) -> dict[str, Any]:
+    return place.fit(name, _merged(place, "original", share), "recover")
+
+
+def distil_folded(place: Place, share: float, name: str) -> dict[str, Any]:
+    plan = place.folder / f"folded-{share:g}.plan.json"
+    model = _merged(place, "folded", share)
+    return place.fit(name, model, "recover", bn="reinsert", like=place.file("folded"), plan=plan)
+
+
+def _merged(place: Place, source: str, share: float) -> Any:
+    loss = f"kl:logits=logits,temperature={TEMPERATURE}"
+    return merge(place.file(f"{source}-{share:g}"), place.file(source), [loss])
+
+
+def by_hand(place: Place, share: float, name: str) -> dict[str, Any]:
+    """Torch-Pruning, and a loop in torch with the same data, schedule and losses."""
+    weights = {
+        key: value.const_value.numpy()  # type: ignore[union-attr]
+        for key, value in model_io.load(place.file("original")).graph.initializers.items()
+    }
+    teacher = peer.module(build(place.net, ARGUMENTS), weights)
+    student, gone = peer.prune(teacher, share, torch.randn(SHAPE))
+    peer.distil(student, teacher, _steps(place), decay=DECAY, temperature=TEMPERATURE)
+    top1 = peer.top1(student, _pairs(place.loader("test").evaluate()))
+    return {"top1": top1, "epochs": place.scale.recover, "macs": gone}
+
+
+def _steps(place: Place) -> peer.Steps:
+    """Give what the engine trains on, at its rates."""
+    loader, epochs = place.loader("train"), place.scale.recover
+    schedule = Schedule(**_schedule(epochs))
+    for epoch in range(epochs):
+        for number, pair in enumerate(_pairs(loader.train(epoch))):
+            yield schedule.rate(RATES["recover"], epoch + number / loader.steps, epochs), *pair
+
+
+def _pairs(batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        yield batch.entries["image"], batch.entries["label"]
+
+
+WAYS: dict[str, Callable[[Place, float, str], dict[str, Any]]] = {
+    "fine-tune": fine_tune,
+    "KD": distil,
+    "KD, BN re-inserted": distil_folded,
+    "Torch-Pruning + KD by hand": by_hand,
+}
+
+
+# ------------------------------------------------------------------------------- table
+
+
+def run(place: Place) -> Iterator[dict[str, Any]]:
+    """Do all stages of one net and seed, the short way to a whole row first."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    start = place.stage("original", lambda: original(place))
+    place.stage("folded", lambda: folded(place))
+    for share in SHARES:
+        cuts = {
+            source: place.stage(f"{source}-{share:g}", lambda s=source, r=share: cut(place, s, r))
+            for source in ("original", "folded")
+        }
+        for way, work in WAYS.items():
+            name = f"{way.replace(' ', '_').replace(',', '')}-{share:g}"
+            record = place.stage(name, lambda w=work, r=share, n=name: w(place, r, n))
+            source = "folded" if work is distil_folded else "original"
+            yield {
+                "net": place.net,
+                "share": share,
+                "way": way,
+                "macs_removed": record.get("macs", cuts[source]["macs"]),
+                "original": start["top1"],
+                "top1": record["top1"],
+                "epochs": [start["epochs"], record["epochs"]],
+                "seed": place.seed,
+            }
+
+
+def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
+    """Join the seeds of a row; rows without all of them are left out."""
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for one in found:
+        rows.setdefault((one["net"], one["share"], one["way"]), []).append(one)
+    return [_row(group, seeds) for group in rows.values() if len(group) == len(seeds)]
+
+
+def _row(group: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    first = group[0]
+    lost = [one["original"] - one["top1"] for one in group]
+    return {
+        **{key: first[key] for key in ("net", "share", "way", "epochs")},
+        "seeds": seeds,
+        "macs_removed": [one["macs_removed"] for one in group],
+        "original": [one["original"] for one in group],
+        "top1": [one["top1"] for one in group],
+        "lost": statistics.mean(lost),
+        "spread": [min(lost), max(lost)],
+    }
+
+
+def claims(rows: list[dict[str, Any]]) -> list[Claim]:
+    by = {(row["net"], row["share"], row["way"]): row for row in rows}
+    found = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        own = [row for row in rows if row["net"] == net]
+        after = f"{own[0]['epochs'][1]} epochs, {len(own[0]['seeds'])} seed(s)"
+        if net == "resnet20":
+            top1 = statistics.mean(own[0]["original"])
+            what = f"Fashion-MNIST, {net}, top-1 after {own[0]['epochs'][0]} epochs"
+            found.append(Claim(what, f">= {REAL:g} %", f"{top1:.2f} %", met=top1 >= REAL))
+        for share in SHARES:
+            kd, bn = by.get((net, share, "KD")), by.get((net, share, "KD, BN re-inserted"))
+            if kd:
+                what = f"Fashion-MNIST, {net}, points lost at {share:.0%} fewer MACs, KD, {after}"
+                found.append(_points(what, TARGETS[share], kd["lost"]))
+            if kd and bn:
+                what = f"... from a file with BN folded, points behind live BN, {net}, {share:.0%}"
+                found.append(_points(what, FOLDED, bn["lost"] - kd["lost"]))
+    return found
+
+
+def _points(what: str, most: float, points: float) -> Claim:
+    return Claim(what, f"<= {most}", f"{points:.2f}", met=points <= most)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of the stages")
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    given = parser.parse_args()
+    scale = SCALES[given.scale]
+    torch.set_num_threads(THREADS)
+    found: list[dict[str, Any]] = []
+    for seed in given.seeds:
+        for net in given.nets:
+            found += run(Place(given.run / given.scale / net / str(seed), net, seed, scale))
+            rows = table(found, given.seeds)
+            if rows and given.scale != "smoke":
+                write("fashion_mnist", claims=claims(rows), rows=[asdict(scale), *rows])
+    print(json.dumps(table(found, given.seeds), indent=1))
+
+
+if __name__ == "__main__":
+    main()
