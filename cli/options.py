@@ -123,6 +123,13 @@ def score(analysis: Any, given: dict[str, Any]) -> tuple[Any, str, bool]:
         from onnxslim_kd.passes.distance import Distance
 
         return Distance.of(analysis.model, analysis.shapes.inputs), "output distance", True
+    if given["metric"] == "distance":
+        from onnxslim_kd.passes.distance import Distance
+        from onnxslim_kd.training.samples import read
+
+        settings = {"preprocess": given["preprocess"], "samples": given["samples"]}
+        held = read(analysis.model, given["data"], **settings)
+        return Distance.on(analysis.model, held.feeds), f"output distance on {held.name}", True
     from onnxslim_kd.training.scoring import Scorer
 
     scorer = Scorer.of(

@@ -19,7 +19,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--criterion", default="l1", show_default=True, help="Which channels go first.")
 @click.option("--data", help="As in train; without it the outputs' distance is measured.")
 @click.option("--preprocess", default="", help="The same line as in training.")
-@click.option("--metric", default="auto", help="auto, top1, miou, map or module:function.")
+@click.option(
+    "--metric", default="auto", help="auto, top1, miou, map, distance or module:function."
+)
 @click.option("--samples", default=1024, show_default=True, help="At most this many; in memory.")
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")

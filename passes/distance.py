@@ -10,7 +10,7 @@ from onnxslim_kd.compare import make_feeds
 from onnxslim_kd.runtime import Array, Session
 
 SEEDS = 4
-"""Random inputs to average over."""
+"""Random inputs to average over, where there are no others."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,14 @@ class Distance:
     @classmethod
     def of(cls, model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> "Distance":
         """Run ``model`` on random inputs of these shapes."""
-        feeds = tuple(make_feeds(model, shapes, seed=2 * seed) for seed in range(SEEDS))
+        feeds = [make_feeds(model, shapes, seed=2 * seed) for seed in range(SEEDS)]
+        return cls.on(model, feeds)
+
+    @classmethod
+    def on(cls, model: ir.Model, feeds: Sequence[Mapping[str, Array]]) -> "Distance":
+        """Run ``model`` on these inputs."""
         session = Session(model)
-        return cls(feeds, tuple(session.run(feed) for feed in feeds))
+        return cls(tuple(feeds), tuple(session.run(feed) for feed in feeds))
 
     def __call__(self, session: Session) -> float:
         """Return 1 + the mean distance over inputs and outputs."""

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 
-from onnxslim_kd import Amount, Choice, api
+from onnxslim_kd import Amount, Choice, api, sensitivity
 from onnxslim_kd import model as model_io
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
@@ -181,6 +181,49 @@ def test_data_and_steps_keep_accuracy() -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_data_and_steps_keep_accuracy_for_more_seeds(seed: int) -> None:
     claims(seed)
+
+
+def by_distance(seed: int, path: Path) -> dict[str, float]:
+    """Accuracy kept at 20 % of the MACs by one ratio, and by sensitivities of the outputs."""
+    model = trained(seed)
+    model_io.save(model, path / "digits.onnx")
+    given = ("--data", DATA, "--samples", 128, "--metric", "distance", "--criterion", "group-l2")
+    file = path / "s.json"
+    result = run(
+        "sensitivity", path / "digits.onnx", "-o", file, "--pattern", "conv", *given, "--threads", 1
+    )
+    assert result.exit_code == 0, result.output
+    found = sensitivity.load(file)
+    assert found.measure == f"output distance on 128 samples of {DATA}"
+    curves = {name: found.curve(name) for name in found.losses}
+    held = read(model, DATA, samples=32)
+    return {
+        "uniform": kept(model, held, 0.2, criterion="group-l2"),
+        "sensitivity": kept(model, held, 0.2, criterion="group-l2", sensitivity=curves),
+    }
+
+
+def test_the_distance_of_outputs_is_a_metric(model: Path, tmp_path: Path) -> None:
+    """It needs no labels, and grows where top-1 does not move."""
+    np.savez(tmp_path / "data.npz", image=samples(16).feeds[0]["x"])
+    given = ("--data", f"npz:{tmp_path / 'data.npz'}", "--metric", "distance")
+    result = run("sensitivity", model, "-o", tmp_path / "s.json", "--ratios", "0.2,0.8", *given)
+    assert result.exit_code == 0, result.output
+    found = sensitivity.load(tmp_path / "s.json")
+    assert found.measure.startswith("output distance on 4 samples of npz:")
+    for name in found.losses:
+        (_, few), (_, many) = found.curve(name)
+        assert 0 < few < many
+
+
+@pytest.mark.slow
+def test_sensitivities_by_distance_win_on_average(tmp_path: Path) -> None:
+    found = []
+    for seed in range(4):
+        (tmp_path / str(seed)).mkdir()
+        found.append(by_distance(seed, tmp_path / str(seed)))
+    means = {name: np.mean([f[name] for f in found]) for name in found[0]}
+    assert means["sensitivity"] > means["uniform"] + 2
 
 
 # ------------------------------------------------------------------------- bad input
