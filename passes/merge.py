@@ -89,7 +89,7 @@ def add_losses(joined: Joined, specs: Sequence[LossSpec], seed: int) -> None:
     labels, known = Labels(graph), set(graph)
     for name, spec in zip(names, specs, strict=True):
         scope = Scope(graph, name, labels=labels, seed=seed)
-        student = [v for w in spec.student for v in _student(joined, w)]
+        student = [v for w in spec.student for v in _student(joined, spec, w)]
         teacher = [v for w in spec.teacher for v in _teacher(joined, w)]
         scalar = scope.op("Identity", losses.build(scope, spec, student, teacher))
         scalar.name = name
@@ -150,7 +150,15 @@ def _term_names(joined: Joined, specs: Sequence[LossSpec]) -> list[str]:
     return names
 
 
-def _student(joined: Joined, wanted: str) -> list[ir.Value]:
+def _student(joined: Joined, spec: LossSpec, wanted: str) -> list[ir.Value]:
+    """Find a student's value; a loss on ground truth alone may stand on a teacher's, too.
+
+    That is for mutual learning, where all networks learn from the labels.
+    """
+    if losses.LOSSES[spec.kind].alone and not spec.teacher and wanted not in joined.student.values:
+        for name, branch in joined.teachers.items():
+            if wanted.startswith(f"{name}_") and wanted[len(name) + 1 :] in branch.values:
+                return branch.find(wanted[len(name) + 1 :])
     return joined.student.find(wanted, joined.teachers.values())
 
 

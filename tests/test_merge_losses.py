@@ -1,11 +1,13 @@
 """Every loss in a merged graph: valid, runs at two batch sizes, and changes neither network."""
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from merge_models import net
+from merge_models import net, run
 
 from onnxslim_kd import roles
+from onnxslim_kd.errors import NotFoundError
 from onnxslim_kd.passes.losses import LOSSES
 from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.verify_merge import verify_merge
@@ -37,3 +39,18 @@ def test_every_loss(kind):
     assert [(term.name, term.kind) for term in terms] == [(kind, kind), ("again", kind)]
     total = sum(term.weight * proof.losses[term.output] for term in terms)
     assert proof.losses["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_loss_on_labels_may_stand_on_a_teacher():
+    """For mutual learning: each network has its own cross-entropy."""
+    merged = merge(net(), net(seed=1), ["ce:y", "ce:teacher_y,name=theirs", "dml:y=y"])
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((4, 3, 8, 8), dtype=np.float32), "label": np.arange(4) % 5}
+    got = run(merged, feeds)
+    for name, seed in (("ce", 0), ("theirs", 1)):
+        value = run(net(seed=seed), {"x": feeds["x"]})["y"]
+        shifted = value - value.max(1, keepdims=True)
+        log = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        np.testing.assert_allclose(got[name], -log[range(4), feeds["label"]].mean(), rtol=1e-5)
+    with pytest.raises(NotFoundError, match="teacher_yy"):
+        merge(net(), net(seed=1), ["ce:teacher_yy"])
