@@ -85,11 +85,11 @@ def _job(model: Path, given: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> Any:
-    from onnxslim_kd import search as searching
+    from onnxslim_kd import budgets
     from onnxslim_kd.passes.targets import LatencyTarget, Target
 
     if given["target_macs"] is not None:
-        return searching.Macs(analysis, ranked, Target("macs", given["target_macs"]), amount)
+        return budgets.Macs(analysis, ranked, Target("macs", given["target_macs"]), amount)
     if given["round_to"] is not None:
         raise UserError("--round-to: the widths of --target-latency are those that run fast here")
     from onnxslim_kd.passes import latency
@@ -100,4 +100,4 @@ def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> A
     target = LatencyTarget(given["target_latency"], *where)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     course = latency.survey(analysis, ranked, this_machine(target), shapes)
-    return searching.Seconds(analysis, course, target.share)
+    return budgets.Seconds(analysis, course, target.share)

@@ -8,31 +8,27 @@ the bytes of one that was not killed.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from onnxslim_kd.budgets import Budget
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import write_text
-from onnxslim_kd.passes import prune, targets
-from onnxslim_kd.passes.channels import Ids
+from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.groups import Analysis
-from onnxslim_kd.passes.latency import Course
-from onnxslim_kd.passes.latency_path import Menu
 from onnxslim_kd.passes.masks import with_masks
-from onnxslim_kd.passes.ratios import Amount, Candidate
-from onnxslim_kd.passes.targets import Allocator, Target
+from onnxslim_kd.passes.ratios import Candidate
 from onnxslim_kd.plans import Plan, Refusal
 from onnxslim_kd.sensitivity import MaskedSession, Score, fingerprint, finite
 
 LEAST = 0.02
 """The smallest weight of a group: none is left out for good."""
-STEPS = 30
 
 
 class Trial(BaseModel):
@@ -64,116 +60,6 @@ class Study(BaseModel):
     def best(self) -> Trial:
         """The best trial, the first of equals."""
         return (min if self.lower_is_better else max)(self.trials, key=lambda t: t.value)
-
-
-class Budget(Protocol):
-    """What every trial must keep to."""
-
-    @property
-    def text(self) -> str:
-        """Say what it is."""
-
-    def fit(self, weights: Sequence[float]) -> tuple[Ids, float]:
-        """Return the mask over components that keeps to the budget, and the share kept.
-
-        Raises:
-            UserError: Not even the strongest cut does.
-        """
-
-
-def strengths(weights: Sequence[float], cut: Callable[[int, float], Ids]) -> Allocator:
-    """Return how a common strength in [0, 1) scales the weights: 0.5 as they are, 1 cuts all."""
-    return lambda strength: [
-        cut(i, min(1.0, weight * strength / max(1 - strength, 1e-9)))
-        for i, weight in enumerate(weights)
-    ]
-
-
-@dataclass(frozen=True)
-class Macs:
-    """Remove a share of the MACs, parameters or bytes."""
-
-    analysis: Analysis
-    ranked: Sequence[Candidate]
-    target: Target
-    amount: Amount
-
-    @property
-    def text(self) -> str:
-        """Say what it is."""
-        return f"remove {self.target.share:g} of the {self.target.quantity}"
-
-    def fit(self, weights: Sequence[float]) -> tuple[Ids, float]:
-        """See `Budget`."""
-        allocate = strengths(weights, lambda i, r: self.amount.removed(self.ranked[i], r))
-        found = targets.search(self.analysis, allocate, self.target)
-        if found.share < self.target.share - targets.CLOSE:
-            found = self._beyond(allocate, found.strength)
-        return found.removed, 1 - found.share
-
-    def _beyond(self, allocate: Allocator, strength: float) -> targets.Found:
-        """Widths are coarse: take the next ones that hold the budget."""
-        whole = targets.measure(self.analysis, None, self.target.quantity)
-        share = 0.0
-        for further in [*np.linspace(strength, 1, STEPS, endpoint=False), 1.0]:
-            removed = prune.mark(self.analysis, allocate(float(further)))
-            share = 1 - targets.measure(self.analysis, removed, self.target.quantity) / whole
-            if share >= self.target.share - targets.CLOSE:
-                return targets.Found(float(further), removed, share, reached=True)
-        raise UserError(
-            f"{self.text}: what was chosen holds too little, at most {share:.1%} can go; choose"
-            f" more parameters or a smaller share"
-        )
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Keep a share of the latency, by the measured times of single layers."""
-
-    analysis: Analysis
-    course: Course
-    share: float
-
-    @property
-    def text(self) -> str:
-        """Say what it is."""
-        return f"keep {self.share:g} of the latency"
-
-    def fit(self, weights: Sequence[float]) -> tuple[Ids, float]:
-        """See `Budget`."""
-        low, high, kept = 0.0, 1.0, self._kept(weights, 1.0)
-        if kept > self.share:
-            raise UserError(
-                f"{self.text}: with every group at its floor {kept:.1%} is expected; choose more"
-                f" parameters or a larger share"
-            )
-        for _ in range(STEPS):
-            middle = (low + high) / 2
-            low, high = (
-                (middle, high) if self._kept(weights, middle) > self.share else (low, middle)
-            )
-        levels = self._levels(weights, high)
-        removed = [m.removed[at] for m, at in zip(self.course.menus, levels, strict=True)]
-        return prune.mark(self.analysis, removed), self._kept(weights, high)
-
-    def _levels(self, weights: Sequence[float], strength: float) -> list[int]:
-        factor = strength / max(1 - strength, 1e-9)
-        pairs = zip(self.course.menus, weights, strict=True)
-        return [_level(menu, min(1.0, weight * factor)) for menu, weight in pairs]
-
-    def _kept(self, weights: Sequence[float], strength: float) -> float:
-        levels = self._levels(weights, strength)
-        layers = sum(layer.seconds for layer in self.course.layers)
-        now = sum(layer.at(levels) for layer in self.course.layers)
-        fixed = max(sum(self.course.seconds.values()) - layers, 0.0)
-        return (fixed + now) / (fixed + layers)
-
-
-def _level(menu: Menu, share: float) -> int:
-    """The level of a menu that is nearest to removing ``share`` of what it can remove."""
-    whole, floor = menu.kept[0], menu.kept[-1]
-    wanted = whole - share * (whole - floor)
-    return int(np.argmin([abs(kept - wanted) for kept in menu.kept]))
 
 
 # ------------------------------------------------------------------------- searching

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from onnxslim_kd import Amount, Choice, api, search
+from onnxslim_kd.budgets import Macs, Seconds
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import prune
@@ -31,7 +32,7 @@ DEEP = Case(
 def job(share: float = 0.5, pattern: str = ".*") -> search.Job:
     analysis = api.inspect(build(DEEP))
     ranked, _, _ = prune.rank(analysis, Choice(pattern=pattern))
-    budget = search.Macs(analysis, ranked, Target("macs", share), Amount(round_to=1))
+    budget = Macs(analysis, ranked, Target("macs", share), Amount(round_to=1))
     score = Distance.of(analysis.model, analysis.shapes.inputs)
     return search.Job(analysis, ranked, budget, score, "distance", lower_is_better=True)
 
@@ -133,10 +134,10 @@ def test_a_latency_budget_by_layers(tmp_path: Path) -> None:
     menus = [menu(candidate, 8) for candidate in made.ranked]
     layers: Any = [Line(0, 3.0), Line(1), Line(2)]
     course = Course(made.ranked, menus, layers, {"a": 3, "b": 1, "c": 1, "head": 1}, ())
-    budget = search.Seconds(made.analysis, course, 0.7)
+    budget = Seconds(made.analysis, course, 0.7)
     file = tmp_path / "s.json"
     list(search.run(replace(made, budget=budget), file, 6))
     assert all(trial.spent <= 0.7 for trial in search.load(file).trials)
-    floor = search.Seconds(made.analysis, course, 0.05)
+    floor = Seconds(made.analysis, course, 0.05)
     with pytest.raises(UserError, match=r"every group at its floor \d+\.\d% is expected"):
         floor.fit([1.0] * 3)
