@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 def blocks(text: str) -> Iterator[Block]:
     for found in FENCE.finditer(text):
-        runs = found["language"] in ("bash", "python") and found["not_run"] is None
+        runs = found["language"] in ("bash", "sh", "python") and found["not_run"] is None
         yield Block(found["language"], found["code"], runs)
 
 
@@ -79,6 +79,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text("title: a run\n")
     lines = (f'{{"event": "epoch", "epoch": {i}, "loss": {1 / (i + 1)}}}\n' for i in range(3))
     (folder / "train.jsonl").write_text("".join(lines))
+    (folder / "compress.yaml").write_text(COMPRESSOR)
+    shutil.copytree(ROOT / "examples", folder / "examples")
     _images(folder / "images")
     return folder
 
@@ -119,7 +121,7 @@ def _run(block: Block, page: str, folder: Path) -> None:
         "XDG_CACHE_HOME": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
-    program = ["bash", "-e", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    program = ["bash", "-e", "-c"] if block.language in ("bash", "sh") else [sys.executable, "-c"]
     done = subprocess.run(
         [*program, code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -181,6 +183,19 @@ def test_the_readme_names_every_page() -> None:
     assert not {f"docs/{name}" for name in PAGES if name != "README.md"} - named
 
 
+COMPRESSOR = """\
+version: 1.0
+pruners:
+    pruner_1: {class: StructurePruner, pruning_axis: {'*': 0}, criterions: {'*': l1_norm}}
+strategies:
+    pruning:
+        class: UniformPruneStrategy
+        pruner: pruner_1
+        start_epoch: 0
+        target_ratio: 0.5
+        pruned_params: '.*_sep_weights'
+compressor: {epoch: 2, checkpoint_path: ./checkpoints, strategies: [pruning]}
+"""
 # page -> the files it takes for granted
 SHELF = {
     "README.md": ("model.onnx", "images"),
@@ -191,6 +206,7 @@ SHELF = {
     "merge.md": ("student.onnx", "teacher.onnx", "resnet50.onnx"),
     "prune.md": ("images",),
     "report.md": ("original.onnx", "student.onnx", "plan.json", "train.jsonl", "config.yaml"),
+    "run.md": ("examples", "compress.yaml"),
     "safety.md": ("model.onnx",),
     "train.md": ("student.onnx", "merged.onnx", "original.onnx", "pruned.onnx", "plan.json"),
 }
@@ -208,6 +224,10 @@ SMALLER = {
         "--pattern '.*' --sensitivity": "--pattern 'conv[23].*_weights' --sensitivity",
         "--target-macs 0.5 -o c": "--target-macs 0.02 -o c",
         "--trials 200": "--trials 2",
+    },
+    "run.md": {
+        "run examples/digits.yaml": "run examples/digits.yaml -o stages.original.epochs=1"
+        " -o stages.distilled.epochs=1",
     },
     "train.md": {
         "--epochs 10": "--epochs 1",
