@@ -86,7 +86,7 @@ def claims(rows: list[dict[str, Any]], *, oracle: bool) -> list[Claim]:
         Claim(
             f"MACs left when half of everything is asked for, over {len(rows)} real networks",
             f"<= {TARGET} on each",
-            f"{left[0]:.3f} to {left[-1]:.3f}",
+            f"{left[0]:.4f} to {left[-1]:.4f}",
             met=len(done) == len(rows) and left[-1] <= TARGET,
         )
     ]

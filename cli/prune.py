@@ -109,7 +109,6 @@ if TYPE_CHECKING:
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @options.untrusted
-@options.untrusted
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def prune(model: Path, **given: Any) -> None:
     """Remove whole channels of the parameters of MODEL that a pattern or list names."""
@@ -120,7 +119,6 @@ def prune(model: Path, **given: Any) -> None:
 
     if given["save_plan"] is not None:
         check_writable(given["save_plan"], overwrite=given["force"])
-    options.check_untrusted(given["untrusted"], model)
     options.check_untrusted(given["untrusted"], model)
     reading = api.Reading(
         attention=given["attention"],
