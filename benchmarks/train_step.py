@@ -197,7 +197,7 @@ def times(pair: Pair, folder: Path, seconds: float, clock: Callable[[], float]) 
         measured = timing.interleave(list(calls.values()), seconds=seconds, clock=clock)
         timings = dict(zip(calls, measured, strict=True))
     return {
-        "milliseconds": {n: 1e3 * float(t.latency.median) for n, t in timings.items()},
+        "milliseconds": {n: float(t.latency.median) for n, t in timings.items()},
         "ratio": timings["ours"].ratio_to(timings["native"]),
     }
 
@@ -259,7 +259,7 @@ def claims(rows: list[dict[str, Any]]) -> "list[Claim]":
     for row in rows:
         ratio, pair = row["time"]["ratio"], row["pair"]
         how = "" if row["clock"] == "perf_counter" else " (processor time, one thread)"
-        what = f"a distillation step, {pair}, over a native torch loop's{how}"
+        what = f"a distillation step over a native torch loop's, {pair}{how}"
         found.append(Claim(what, f"<= {TIME}", str(ratio), met=ratio.median <= TIME))
     apart = max(row["curve"]["apart"] for row in rows)
     what = f"losses of the first {STEPS} steps, apart from the native loop's"
