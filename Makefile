@@ -29,14 +29,20 @@ lint: setup ## ruff and mypy
 test: setup ## the tests
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+coverage: setup ## the tests, and which lines they reach
+	$(PY) -m pytest $(PYTEST_ARGS) --cov --cov-report=term:skip-covered
+
+docs: setup ## write docs/api.md from the docstrings
+	$(PY) docs/make_api.py
+
 check: lint test ## everything that must hold before a change lands
 
 bench: setup ## every benchmark, then the table in README.md (hours)
 	$(PY) -m pip install -q --no-deps -r benchmarks/requirements.txt
-	for script in prune_speed prune_coverage merge_cost strip train_step latency_pruning; do $(PY) benchmarks/$$script.py || exit 1; done
+	for script in prune_speed merge_cost strip train_step latency_pruning; do $(PY) benchmarks/$$script.py || exit 1; done
 	$(PY) benchmarks/table.py
 
 slow: setup ## the long tests
 	$(PY) -m pytest -m slow
 
-.PHONY: help setup demo lint test check slow bench
+.PHONY: help setup demo lint test coverage docs check slow bench
