@@ -26,8 +26,9 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: setup ## the tests
+test: lint ## everything that must hold before a change lands: linters, types, tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+	tests/oracle_check.sh
 
 coverage: setup ## the tests, and which lines they reach
 	$(PY) -m pytest $(PYTEST_ARGS) --cov --cov-report=term:skip-covered
@@ -35,7 +36,7 @@ coverage: setup ## the tests, and which lines they reach
 docs: setup ## write docs/api.md from the docstrings
 	$(PY) docs/make_api.py
 
-check: lint test ## everything that must hold before a change lands
+check: test ## the same
 
 bench: setup ## every benchmark, then the table in README.md (hours)
 	$(PY) -m pip install -q --no-deps -r benchmarks/requirements.txt
