@@ -112,7 +112,8 @@ def materialised(source: Path, folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for node in nodes:
         shape = tuple(int(size) for size in shapes[node.input[0]])
-        array = rng.standard_normal(shape, np.float32) * math.sqrt(0.5 / math.prod(shape[1:] or (1,)))
+        fan_in = math.prod(shape[1:] or (1,))
+        array = rng.standard_normal(shape, np.float32) * math.sqrt(0.5 / fan_in)
         if len(shape) == 1:
             array = rng.uniform(0.7, 1.1, shape).astype(np.float32)  # a scale, variance or bias
         model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))

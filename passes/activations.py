@@ -116,10 +116,7 @@ def observed(model: ir.Model, found: list[Site], samples: Samples, kind: str) ->
     for feeds in samples.feeds:
         for name, mean in session.run(feeds, names).items():
             sums[name] = sums[name] + mean.astype(np.float64)
-    return [
-        sums[name_of(outputs[name_of(s.value), s.axis])] / len(samples.feeds)
-        for s in found
-    ]
+    return [sums[name_of(outputs[name_of(s.value), s.axis])] / len(samples.feeds) for s in found]
 
 
 def _squared(analysis: Analysis, site: Site) -> Scores:
