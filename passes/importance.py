@@ -115,11 +115,10 @@ def bn_scale(analysis: Analysis, parameter: Parameter) -> Scores:
 
 def _consumers(value: ir.Value) -> list[ir.Node]:
     """The nodes that read ``value``, looking through a bias Add and Identity."""
-    found = []
+    found = list(value.consumers())
     for node in value.consumers():
-        if node.op_type in ("Identity", "Add", "DequantizeLinear", "Conv"):
-            found += [n for n in node.outputs[0].consumers() if node.op_type != "Conv"]
-        found.append(node)
+        if node.op_type in ("Identity", "Add"):
+            found += node.outputs[0].consumers()
     return found
 
 

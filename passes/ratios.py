@@ -172,6 +172,7 @@ def _scores(
     table = np.full((len(producers), len(units)), np.nan)
     position = np.full(analysis.components.count, -1)
     position[units] = np.arange(len(units))
+    refused: UserError | None = None
     for row, parameter in enumerate(producers):
         if group_score == "first" and not np.isnan(table).all(axis=0).any():
             break  # every unit has its score
@@ -179,18 +180,21 @@ def _scores(
         inside = where >= 0
         try:
             raw = criterion(analysis, parameter)[inside]
-        except UserError:
+        except UserError as error:
             if row == 0 and group_score == "first":
                 raise
+            refused = refused or error
             continue
         count = np.bincount(where[inside], minlength=len(units))
         total = np.bincount(where[inside], raw, minlength=len(units))
         with np.errstate(invalid="ignore"):
             table[row] = total / count
+    if np.isnan(table).all(axis=0).any():  # a unit without a score must not pass for the weakest
+        raise refused or UserError(f"the criterion gives no number for {producers[0].name}")
     table = table[~np.isnan(table).all(axis=1)]
     if group_score == "first":
         rows = np.argmax(~np.isnan(table), axis=0)
-        return np.asarray(np.nan_to_num(table[rows, np.arange(len(units))]))
+        return np.asarray(table[rows, np.arange(len(units))])
     reduce: Callable[..., Scores] = np.nanmean if group_score == "mean" else np.nanmax
     return reduce(table, axis=0)
 

@@ -98,6 +98,10 @@ BAD_CHOICES = [
     ((), "give either a pattern"),
     (("--pattern", "w", "--criterion", "best"), "criterion 'best' is not one of l1, l2"),
     (("--pattern", "w1", "--criterion", "bn-scale"), "no BatchNormalization follows w1"),
+    (
+        ("--pattern", "w1", "--criterion", "bn-scale", "--group-score", "mean"),
+        "no BatchNormalization follows w1",
+    ),
     (("--pattern", "w", "--free-output", "z"), "the model's outputs are y"),
     (("--pattern", "w", "--input", "z=1x3x8x8"), "the model's inputs are x"),
     (("--pattern", "w", "--input", "x=1x4x8x8"), "does not fit the model's"),
