@@ -279,6 +279,10 @@ def _report(plan: "Plan", result: "Pruned | None", *, as_json: bool, output: Pat
 
 
 def _print_corrected(result: "Pruned") -> None:
+    if result.uncorrected:
+        click.echo(
+            f"Not corrected, for their kind is not handled: {', '.join(result.uncorrected)}."
+        )
     if not result.corrected:
         return
     rows = [(c.node, f"{c.before:.1%}", f"{c.after:.1%}") for c in result.corrected]
@@ -332,6 +336,7 @@ def _json(plan: "Plan", result: "Pruned | None") -> dict[str, Any]:
         for name, cost in (("before", result.before), ("after", result.after)):
             data[name] = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}
         data["corrected"] = [asdict(layer) for layer in result.corrected]
+        data["uncorrected"] = result.uncorrected
         proof = result.proof
         data["verified"] = proof and {
             "shapes": proof.shapes,

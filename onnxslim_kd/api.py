@@ -35,6 +35,8 @@ class Pruned:
     """None when verification was turned off; it is about the cut, before any correction."""
     corrected: tuple[correction.Corrected, ...] = ()
     """The layers that were corrected."""
+    uncorrected: tuple[str, ...] = ()
+    """Layers that lost inputs and that a correction cannot handle."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,16 @@ def prune(
     decided = choice if isinstance(choice, Plan) else pruning.plan(analysis, choice)
     before = costs.cost(analysis.model, analysis.shapes)
     samples = reading.correct if reading is not None else None
+    left_out: list[str] = []
+    if samples is not None:
+        left_out = correction.left_out(analysis, pruning.removed_by(analysis, decided))
     model, proof, corrected = _carry_out(analysis, decided, samples, verify=verify)
     for spec in reading.passes_after if reading is not None else ():
         model = interop.apply(model, spec)
     if output is not None:
         model_io.save(model, output, overwrite=overwrite)
     cost_after = costs.cost(model, shapes.sample(model, analysis.shapes.inputs))
-    return Pruned(model, decided, before, cost_after, proof, corrected)
+    return Pruned(model, decided, before, cost_after, proof, corrected, tuple(left_out))
 
 
 def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | None:

@@ -62,12 +62,7 @@ def layers(analysis: Analysis, removed: Ids) -> list[Layer]:
         removed: The mask over its components.
     """
     gone = removed[analysis.components.label].astype(bool)
-    lose = set()
-    for consumption in analysis.channels.consumed:
-        for index, axis in consumption.axes:
-            value = consumption.node.inputs[index]
-            if value is not None and index == 0 and _lost(analysis, value, axis, gone):
-                lose.add(consumption.node)
+    lose = _losing(analysis, gone)
     found = []
     for node in analysis.model.graph:
         if node in lose and _fits(node):
@@ -79,6 +74,27 @@ def layers(analysis: Analysis, removed: Ids) -> list[Layer]:
                     keep = ~gone[block.ids]
             found.append(Layer(node.name or "", np.flatnonzero(keep)))
     return found
+
+
+def left_out(analysis: Analysis, removed: Ids) -> list[str]:
+    """Return the names of layers that lose inputs and cannot be corrected (grouped, LSTM, ...)."""
+    gone = removed[analysis.components.label].astype(bool)
+    weighted = [
+        n for n in _losing(analysis, gone) if any(v and v.is_initializer() for v in n.inputs)
+    ]
+    return sorted(node.name or "" for node in weighted if not _fits(node))
+
+
+def _losing(analysis: Analysis, gone: Array) -> set[ir.Node]:
+    """The nodes that compute over channels of which some are removed."""
+    return {
+        consumption.node
+        for consumption in analysis.channels.consumed
+        for index, axis in consumption.axes
+        if index == 0
+        and (value := consumption.node.inputs[0]) is not None
+        and _lost(analysis, value, axis, gone)
+    }
 
 
 def _lost(analysis: Analysis, value: ir.Value, axis: int, gone: Array) -> bool:

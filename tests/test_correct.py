@@ -12,11 +12,12 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import correct
+from onnxslim_kd.passes import prune as pruning
 from onnxslim_kd.passes.targets import Target
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.samples import Samples
 from tests.digits import DATA, accuracy, read, trained
-from tests.models import Case, build
+from tests.models import MODELS, Case, build
 
 LAYERS = {
     "conv": (
@@ -151,3 +152,12 @@ def test_the_command_says_what_was_verified(tmp_path: Path) -> None:
     text = " ".join(result.stdout.split())
     assert "What was verified is the cut; the weights were corrected after that." in text
     assert accuracy(model_io.load(output)) > 80
+
+
+def test_layers_that_cannot_be_corrected_are_named() -> None:
+    analysis = api.inspect(build(MODELS["grouped"]))
+    choice = Choice(pattern=".*", ratio=0.5, amount=Amount(round_to=1))
+    removed = pruning.removed_by(analysis, pruning.plan(analysis, choice))
+    nodes = analysis.model.graph
+    grouped = [node.name for node in nodes if "w3" in {v.name for v in node.inputs}]
+    assert correct.left_out(analysis, removed) == grouped
