@@ -112,6 +112,7 @@ def _read(source: ModelLike) -> ir.Model:
         ir.external_data.set_base_dir(model.graph, path.resolve().parent)
         for tensor in _tensors(model):
             _check_external(tensor)
+        _read_small(model)
         return model
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, "the given ModelProto")
@@ -204,6 +205,15 @@ def _check_external(tensor: ir.TensorProtocol) -> None:
                 f"{where} is cut short: {path.stat().st_size} bytes,"
                 f" {offset + tensor.nbytes} needed"
             )
+
+
+def _read_small(model: ir.Model) -> None:
+    """Hold small external tensors in memory: onnx's own passes look for their files elsewhere."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 
 def _refuse_unsupported(model: ir.Model) -> None:
