@@ -1,7 +1,7 @@
 """onnxslim-kd prune."""
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,232 +12,83 @@ from onnxslim_kd.errors import UserError
 
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
-    from onnxslim_kd.passes.prune import Choice
-    from onnxslim_kd.passes.targets import Curves, LatencyTarget, Quantity, Target
     from onnxslim_kd.plans import Plan
-    from onnxslim_kd.samples import Samples
+    from onnxslim_kd.prune_config import PruneConfig
+
+
+FILE = click.Path(path_type=Path)
+SPELLED = {
+    "free_outputs": "free-output",
+    "inputs": "input",
+    "passes": "pass",
+    "passes_after": "pass-after",
+}
+"""The options whose fields have other names."""
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write the result.")
-@click.option("--pattern", help="Regular expression on parameter, node and module names.")
-@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share that goes.")
-@click.option("--ratios", help="A ratio per parameter: name=0.2,name2=0.4.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write the result.")
+@options.of(PruneSettings, SPELLED)
 @click.option("--pruned-params", help="Names, separated by commas (with --pruned-ratios).")
 @click.option("--pruned-ratios", help="Their ratios, separated by commas.")
-@click.option("--target-macs", type=float, help="Remove this share of the MACs instead.")
-@click.option("--target-params", type=float, help="Remove this share of the parameters.")
-@click.option("--target-size", type=float, help="Remove this share of the weights' bytes.")
-@click.option("--target-latency", type=float, help="Keep this share of the measured latency.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    default="cpu",
-    show_default=True,
-    help="Where latency is measured.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(0),
-    default=0,
-    help="Threads inside an operator; by default the cores there are.",
-)
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of measured layers.")
-@click.option(
-    "--bench/--no-bench",
-    default=False,
-    show_default=True,
-    help="Measure the result; refuse one that is slower.",
-)
-@click.option("--force-slower", is_flag=True, help="Write it even if it measures slower.")
-@click.option(
-    "--allocation",
-    type=click.Choice(["uniform", "global", "isomorphic"]),
-    default="uniform",
-    show_default=True,
-    help="The same share of every group, one threshold over all scores, or one per kind.",
-)
-@click.option("--sensitivity", type=click.Path(path_type=Path), help="A file of `sensitivity`.")
-@click.option("--max-loss", type=float, help="With it: the share of the metric a group may cost.")
-@click.option("--ignore", help="Regular expression of what must stay.")
-@click.option(
-    "--criterion",
-    default="l1",
-    show_default=True,
-    help="l1, l2, lamp, group-l2, geometric-median, bn-scale or random; with --data also taylor,"
-    " activation and reconstruction.",
-)
-@click.option("--steps", default=1, show_default=True, help="Score anew before each step.")
-@click.option("--data", help="Samples for the criterion or --correct; as in train.")
-@click.option("--preprocess", default="", help="The same line as in training.")
-@click.option("--samples", default=512, show_default=True, help="How many at most; in memory.")
-@click.option("--correct", is_flag=True, help="Let the next layers make up for what went.")
-@click.option(
-    "--group-score",
-    type=click.Choice(["first", "mean", "max"]),
-    default="first",
-    show_default=True,
-    help="Whose scores count in a group: the first listed parameter's, or all of them.",
-)
-@click.option(
-    "--selector",
-    type=click.Choice(["share", "energy"]),
-    default="share",
-    show_default=True,
-    help="Whether the ratio is a share of the channels or of their squared scores.",
-)
-@click.option(
-    "--round-to",
-    type=click.IntRange(1),
-    help="Keep multiples of this many channels; by default what this CPU computes at once.",
-)
-@click.option(
-    "--attention",
-    type=click.Choice(["heads", "dims"]),
-    default="heads",
-    show_default=True,
-    help="Remove whole heads, or dimensions of all heads.",
-)
-@click.option("--free-output", multiple=True, help="An output that may lose channels; repeatable.")
-@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Replay this plan.")
-@click.option("--save-plan", type=click.Path(path_type=Path), help="Write the plan as JSON.")
+@click.option("--save-plan", type=FILE, help="Write the plan as JSON.")
 @click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
-@click.option("--pass", "before", multiple=True, help="module:function on a gs.Graph, before.")
-@click.option("--pass-after", "after", multiple=True, help="The same, after the cut.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @options.untrusted
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def prune(model: Path, **given: Any) -> None:
+def prune(
+    model: Path,
+    output: Path | None,
+    save_plan: Path | None,
+    dry_run: bool,
+    force: bool,
+    untrusted: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Remove whole channels of the parameters of MODEL that a pattern or list names."""
-    if given["output"] is None and not given["dry_run"]:
+    if output is None and not dry_run:
         raise click.UsageError("give -o FILE for the result, or --dry-run")
     from onnxslim_kd import api
-    from onnxslim_kd.model import check_writable
+    from onnxslim_kd.model import check_writable, save
 
-    if given["save_plan"] is not None:
-        check_writable(given["save_plan"], overwrite=given["force"])
-    options.check_untrusted(given["untrusted"], model)
-    reading = api.Reading(
-        attention=given["attention"],
-        free_outputs=given["free_output"],
-        inputs=options.shapes(given["inputs"]),
-        passes=given["before"],
-        passes_after=given["after"],
-    )
-    samples = _samples(model, given)
-    if given["correct"]:
-        reading = replace(reading, correct=samples)
-    choice = _choice(given, samples)
-    result = None
-    if not given["dry_run"]:
-        result = api.prune(
-            model,
-            choice,
-            None if given["bench"] else given["output"],
-            reading=reading,
-            verify=given["verify"],
-            overwrite=given["force"],
-        )
-    if result is not None and given["bench"]:
-        _bench(model, result, given)
-    plan = result.plan if result is not None else api.plan(model, choice, reading)
-    if given["save_plan"] is not None:
-        plan.save(given["save_plan"], overwrite=given["force"])
-    _report(plan, result, as_json=given["as_json"], output=given["output"])
+    if save_plan is not None:
+        check_writable(save_plan, overwrite=force)
+    if output is not None:
+        api.check_output(model, output, overwrite=force)
+    options.check_untrusted(untrusted, model)
+    settings = _settings(given)
+    result, latency = (None, None) if dry_run else settings.prune(model)
+    plan = result.plan if result is not None else settings.decide(model)
+    if result is not None and output is not None:
+        save(result.model, output, overwrite=force)
+    if save_plan is not None:
+        plan.save(save_plan, overwrite=force)
+    if latency is not None:
+        click.echo(f"Latency: {latency} of the original's ({settings.provider}).", err=as_json)
+    _report(plan, result, as_json=as_json, output=output)
 
 
-def _bench(model: Path, result: "Pruned", given: dict[str, Any]) -> None:
-    """Measure the result against MODEL, and write it unless it is slower."""
-    from onnxslim_kd import api
-    from onnxslim_kd.model import save
-    from onnxslim_kd.passes import latency_measure
-
-    api.check_output(model, given["output"], overwrite=given["force"])
-    ratio = latency_measure.not_slower(
-        model,
-        result.model,
-        shapes=options.shapes(given["inputs"]),
-        setting=latency_measure.quick(given["provider"], given["threads"]),
-        force=given["force_slower"],
-    )
-    save(result.model, given["output"], overwrite=given["force"])
-    click.echo(f"Latency: {ratio} of the original's ({given['provider']}).", err=given["as_json"])
-
-
-def _samples(model: Path, given: dict[str, Any]) -> "Samples | None":
-    if given["data"] is None:
-        if given["correct"]:
-            raise UserError("--correct looks at data, labelled or not: give it with --data")
-        return None
-    from onnxslim_kd.model import load
-    from onnxslim_kd.training.samples import read
-
-    settings = {"preprocess": given["preprocess"], "samples": given["samples"]}
-    return read(load(model), given["data"], **settings)
-
-
-def _choice(given: dict[str, Any], samples: "Samples | None") -> "Choice | Plan":
-    """The plan to replay, or the choice that the options make."""
-    from onnxslim_kd.passes.prune import Choice
-    from onnxslim_kd.passes.ratios import Amount
-    from onnxslim_kd.plans import Plan
-
-    ratios = _ratios(given)
-    if given["plan_file"] is not None:
-        if given["pattern"] or ratios:
-            raise UserError("--plan decides everything: leave out --pattern and --ratios")
-        return Plan.load(given["plan_file"])
-    return Choice(
-        pattern=given["pattern"],
-        ratio=given["ratio"],
-        ratios=ratios,
-        ignore=given["ignore"],
-        criterion=given["criterion"],
-        group_score=given["group_score"],
-        amount=Amount(given["round_to"] or 0, given["selector"]),
-        target=_target(given),
-        allocation=given["allocation"],
-        sensitivity=_curves(given["sensitivity"]),
-        max_loss=given["max_loss"],
-        samples=samples,
-        steps=given["steps"],
-    )
-
-
-def _curves(path: Path | None) -> "Curves | None":
-    if path is None:
-        return None
-    from onnxslim_kd import sensitivity
-
-    found = sensitivity.load(path)
-    return {name: found.curve(name) for name in found.losses}
-
-
-def _target(given: dict[str, Any]) -> "Target | LatencyTarget | None":
-    from onnxslim_kd.passes.targets import LatencyTarget, Target
-
-    quantities: tuple[Quantity, ...] = ("macs", "params", "size")
-    names = [q for q in (*quantities, "latency") if given[f"target_{q}"] is not None]
-    if len(names) > 1:
-        raise UserError(f"give one target, not {' and '.join(f'--target-{q}' for q in names)}")
-    if "latency" in names:
-        where = given["provider"], given["threads"], given["cache"]
-        return LatencyTarget(given["target_latency"], *where)
-    return next((Target(q, given[f"target_{q}"]) for q in quantities if q in names), None)
-
-
-def _ratios(given: dict[str, Any]) -> dict[str, float] | None:
-    names, numbers = given["pruned_params"], given["pruned_ratios"]
+def _settings(given: dict[str, Any]) -> PruneSettings:
+    """The options as settings; the tutorials' two lists are ratios as well."""
+    names, numbers = given.pop("pruned_params"), given.pop("pruned_ratios")
+    listed = ",".join(given["ratios"])
     if (names is None) != (numbers is None):
         raise UserError("--pruned-params and --pruned-ratios go together")
-    if names is not None and given["ratios"] is not None:
+    if names is not None and listed:
         raise UserError("give either --ratios or --pruned-params, not both")
     if names is not None:
-        return options.paired_ratios(names, numbers)
-    return options.ratios(given["ratios"]) if given["ratios"] is not None else None
+        given["ratios"] = options.paired_ratios(names, numbers)
+    else:
+        given["ratios"] = options.ratios(listed) if listed else None
+    given["inputs"] = options.shapes(given["inputs"])
+    settings = validated(PruneSettings, given)
+    if settings.data is not None and not settings.looks_at_data:
+        raise UserError(
+            f"--data: criterion {settings.criterion} looks at none, and --correct is not given"
+        )
+    return settings
 
 
 # ------------------------------------------------------------------------- printing
