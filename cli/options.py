@@ -2,10 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import click
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +19,41 @@ untrusted = click.option(
     is_flag=True,
     help="First try the file in a child process with limits on memory and time.",
 )
+
+
+def of(settings: type[BaseModel], spelled: Mapping[str, str]) -> Callable[[Any], Any]:
+    """Declare an option for every field of ``settings``, with its type, default and help.
+
+    Args:
+        settings: What the command takes.
+        spelled: The options that are not called like their field.
+    """
+
+    def declare(command: Any) -> Any:
+        for name, field in reversed(settings.model_fields.items()):
+            flag = "--" + spelled.get(name, name).replace("_", "-")
+            if field.annotation is bool:
+                flag += f"/--no-{flag[2:]}"
+            how = _read_as(field.annotation, field.default)
+            command = click.option(flag, name, help=field.description, **how)(command)
+        return command
+
+    return declare
+
+
+def _read_as(annotation: Any, default: object) -> dict[str, Any]:
+    """How click reads a field; what holds several values comes as text, or repeated."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    kind = kinds[0] if NoneType in get_args(annotation) else annotation
+    if get_origin(kind) is dict and default is None:
+        return {}
+    if get_origin(kind) in (dict, tuple):
+        return {"multiple": True}
+    if get_origin(kind) is Literal:
+        kind = click.Choice(get_args(kind))
+    elif kind is Path:
+        kind = click.Path(path_type=Path)
+    return {"type": kind, "default": default, "show_default": default != ""}
 
 
 def check_untrusted(wanted: bool, *paths: str | os.PathLike[str]) -> None:

@@ -9,12 +9,11 @@ import click
 
 from onnxslim_kd.cli import options
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.prune_config import PruneConfig
 
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.plans import Plan
-    from onnxslim_kd.prune_config import PruneConfig
-
 
 FILE = click.Path(path_type=Path)
 SPELLED = {
@@ -29,7 +28,7 @@ SPELLED = {
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Where to write the result.")
-@options.of(PruneSettings, SPELLED)
+@options.of(PruneConfig, SPELLED)
 @click.option("--pruned-params", help="Names, separated by commas (with --pruned-ratios).")
 @click.option("--pruned-ratios", help="Their ratios, separated by commas.")
 @click.option("--save-plan", type=FILE, help="Write the plan as JSON.")
@@ -50,7 +49,7 @@ def prune(
     """Remove whole channels of the parameters of MODEL that a pattern or list names."""
     if output is None and not dry_run:
         raise click.UsageError("give -o FILE for the result, or --dry-run")
-    from onnxslim_kd import api
+    from onnxslim_kd import api, prune_config
     from onnxslim_kd.model import check_writable, save
 
     if save_plan is not None:
@@ -58,37 +57,38 @@ def prune(
     if output is not None:
         api.check_output(model, output, overwrite=force)
     options.check_untrusted(untrusted, model)
-    settings = _settings(given)
-    result, latency = (None, None) if dry_run else settings.prune(model)
-    plan = result.plan if result is not None else settings.decide(model)
+    config = _config(given)
+    result, latency = (None, None) if dry_run else prune_config.prune(model, config)
+    plan = result.plan if result is not None else prune_config.plan(model, config)
     if result is not None and output is not None:
         save(result.model, output, overwrite=force)
     if save_plan is not None:
         plan.save(save_plan, overwrite=force)
     if latency is not None:
-        click.echo(f"Latency: {latency} of the original's ({settings.provider}).", err=as_json)
+        click.echo(f"Latency: {latency} of the original's ({config.provider}).", err=as_json)
     _report(plan, result, as_json=as_json, output=output)
 
 
-def _settings(given: dict[str, Any]) -> PruneSettings:
-    """The options as settings; the tutorials' two lists are ratios as well."""
+def _config(given: dict[str, Any]) -> PruneConfig:
+    """The options as one object; the tutorials' two lists are ratios as well."""
+    from onnxslim_kd.training.config import validated
+
     names, numbers = given.pop("pruned_params"), given.pop("pruned_ratios")
-    listed = ",".join(given["ratios"])
     if (names is None) != (numbers is None):
         raise UserError("--pruned-params and --pruned-ratios go together")
-    if names is not None and listed:
+    if names is not None and given["ratios"] is not None:
         raise UserError("give either --ratios or --pruned-params, not both")
     if names is not None:
         given["ratios"] = options.paired_ratios(names, numbers)
-    else:
-        given["ratios"] = options.ratios(listed) if listed else None
+    elif given["ratios"] is not None:
+        given["ratios"] = options.ratios(given["ratios"])
     given["inputs"] = options.shapes(given["inputs"])
-    settings = validated(PruneSettings, given)
-    if settings.data is not None and not settings.looks_at_data:
+    config = validated(PruneConfig, given)
+    if config.data is not None and not config.looks_at_data:
         raise UserError(
-            f"--data: criterion {settings.criterion} looks at none, and --correct is not given"
+            f"--data: criterion {config.criterion} looks at none, and --correct is not given"
         )
-    return settings
+    return config
 
 
 # ------------------------------------------------------------------------- printing

@@ -8,63 +8,104 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from onnxslim_kd import api
-from onnxslim_kd import model as model_io
-from onnxslim_kd import sensitivity as sensitivities
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.passes.prune import Choice
-from onnxslim_kd.passes.ratios import Amount
-from onnxslim_kd.passes.targets import Curves, LatencyTarget, Quantity, Target
-from onnxslim_kd.plans import Plan
-from onnxslim_kd.samples import Samples
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the options must be known before anything heavy is imported
+    from onnxslim_kd.api import Pruned, Reading
+    from onnxslim_kd.model import ModelLike
+    from onnxslim_kd.passes.prune import Choice
+    from onnxslim_kd.passes.targets import Curves, LatencyTarget, Quantity, Target
+    from onnxslim_kd.plans import Plan
+    from onnxslim_kd.samples import Samples
     from onnxslim_kd.statistics import Ratio
 
 
 class PruneConfig(BaseModel):
-    """What to prune, how much, by which criterion, and what to do with the result."""
+    """What to prune, how much, by which criterion, and what to do with the result.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The text below a setting is the help of its option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
     pattern: str | None = None
+    """Regular expression on parameter, node and module names."""
     ratio: float = 0.5
+    """Share that goes."""
     ratios: dict[str, float] | None = None
-    """By parameter, instead of a pattern."""
-    target_macs: float | None = None
-    """The share that goes; so for parameters and size."""
-    target_params: float | None = None
-    target_size: float | None = None
-    target_latency: float | None = None
-    """The share that stays, as measured here."""
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    threads: int = Field(default=0, ge=0)
-    cache: Path | None = None
-    allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
-    sensitivity: Path | None = None
-    max_loss: float | None = None
+    """A ratio per parameter, instead of a pattern: name=0.2,name2=0.4."""
     ignore: str | None = None
-    criterion: str = "l1"
-    steps: int = 1
-    data: str | None = None
-    preprocess: str = ""
-    samples: int = Field(default=512, ge=1)
-    correct: bool = False
-    group_score: Literal["first", "mean", "max"] = "first"
-    selector: Literal["share", "energy"] = "share"
-    round_to: int | None = Field(default=None, ge=1)
-    """None for what this CPU computes at once."""
-    attention: Literal["heads", "dims"] = "heads"
-    free_outputs: tuple[str, ...] = ()
-    inputs: dict[str, tuple[int, ...]] = {}
-    plan: Path | None = None
-    """Replay this one: it decides everything."""
-    passes: tuple[str, ...] = ()
-    passes_after: tuple[str, ...] = ()
-    verify: bool = True
-    bench: bool = False
-    force_slower: bool = False
+    """Regular expression of what must stay."""
 
-    def read_samples(self, model: model_io.ModelLike) -> Samples | None:
+    target_macs: float | None = None
+    """Remove this share of the MACs instead."""
+    target_params: float | None = None
+    """Remove this share of the parameters."""
+    target_size: float | None = None
+    """Remove this share of the weights' bytes."""
+    target_latency: float | None = None
+    """Keep this share of the measured latency."""
+    allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
+    """The same share of every group, one threshold over all scores, or one per kind."""
+    sensitivity: Path | None = None
+    """A file of `sensitivity`, from which the ratios come."""
+    max_loss: float | None = None
+    """With it: the share of the metric a group may cost."""
+    round_to: int | None = Field(default=None, ge=1)
+    """Keep multiples of this many channels; by default what this CPU computes at once."""
+    steps: int = 1
+    """Score anew before each step."""
+
+    criterion: str = "l1"
+    """l1, l2, lamp, group-l2, geometric-median, bn-scale or random; with --data also taylor,
+    activation and reconstruction."""
+    group_score: Literal["first", "mean", "max"] = "first"
+    """Whose scores count in a group: the first listed parameter's, or all of them."""
+    selector: Literal["share", "energy"] = "share"
+    """Whether the ratio is a share of the channels or of their squared scores."""
+    data: str | None = None
+    """Samples for the criterion or --correct; as in train."""
+    preprocess: str = ""
+    """The same line as in training."""
+    samples: int = Field(default=512, ge=1)
+    """How many at most; in memory."""
+    correct: bool = False
+    """Let the next layers make up for what went."""
+
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """Where latency is measured."""
+    threads: int = Field(default=0, ge=0)
+    """Threads inside an operator; 0 for the cores there are."""
+    cache: Path | None = None
+    """Folder of measured layers."""
+    bench: bool = False
+    """Measure the result; refuse one that is slower."""
+    force_slower: bool = False
+    """Let it pass even if it measures slower."""
+
+    attention: Literal["heads", "dims"] = "heads"
+    """Remove whole heads, or dimensions of all heads."""
+    free_outputs: tuple[str, ...] = ()
+    """An output that may lose channels; repeatable."""
+    inputs: dict[str, tuple[int, ...]] = {}
+    """A shape: name=1x3x224x224; repeatable."""
+    passes: tuple[str, ...] = ()
+    """module:function on a gs.Graph, before; repeatable."""
+    passes_after: tuple[str, ...] = ()
+    """The same, after the cut."""
+    plan: Path | None = None
+    """Replay this plan: it decides everything."""
+    verify: bool = True
+    """Prove the result."""
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether anything asks for samples."""
+        from onnxslim_kd.passes.criteria import FROM_DATA
+
+        return self.correct or self.criterion in FROM_DATA
+
+    def read_samples(self, model: "ModelLike") -> "Samples | None":
         """Return what the criterion and the correction look at.
 
         Raises:
@@ -74,14 +115,18 @@ class PruneConfig(BaseModel):
             if self.correct:
                 raise UserError("--correct looks at data, labelled or not: give it with --data")
             return None
+        if not self.looks_at_data:
+            return None
+        from onnxslim_kd.model import load
         from onnxslim_kd.training.samples import read
 
-        loaded = model_io.load(model)
-        return read(loaded, self.data, preprocess=self.preprocess, samples=self.samples)
+        return read(load(model), self.data, preprocess=self.preprocess, samples=self.samples)
 
-    def reading(self, samples: Samples | None) -> api.Reading:
+    def reading(self, samples: "Samples | None") -> "Reading":
         """Return how the graph is read, and whether it is corrected in the end."""
-        return api.Reading(
+        from onnxslim_kd.api import Reading
+
+        return Reading(
             attention=self.attention,
             free_outputs=self.free_outputs,
             inputs=self.inputs or None,
@@ -90,12 +135,16 @@ class PruneConfig(BaseModel):
             correct=samples if self.correct else None,
         )
 
-    def choice(self, samples: Samples | None) -> Choice | Plan:
+    def choice(self, samples: "Samples | None") -> "Choice | Plan":
         """Return the plan to replay, or what the other settings choose.
 
         Raises:
             UserError: Settings contradict each other, or a file cannot be read.
         """
+        from onnxslim_kd.passes.prune import Choice
+        from onnxslim_kd.passes.ratios import Amount
+        from onnxslim_kd.plans import Plan
+
         if self.plan is not None:
             if self.pattern or self.ratios:
                 raise UserError("--plan decides everything: leave out --pattern and --ratios")
@@ -117,12 +166,14 @@ class PruneConfig(BaseModel):
         )
 
     @property
-    def target(self) -> Target | LatencyTarget | None:
+    def target(self) -> "Target | LatencyTarget | None":
         """What the strength is searched for, instead of a ratio.
 
         Raises:
             UserError: There are several.
         """
+        from onnxslim_kd.passes.targets import LatencyTarget, Target
+
         quantities: tuple[Quantity, ...] = ("macs", "params", "size")
         shares = {q: getattr(self, f"target_{q}") for q in (*quantities, "latency")}
         given = [q for q, share in shares.items() if share is not None]
@@ -132,24 +183,28 @@ class PruneConfig(BaseModel):
             return LatencyTarget(self.target_latency, self.provider, self.threads, self.cache)
         return next((Target(q, shares[q]) for q in quantities if q in given), None)
 
-    def _curves(self) -> Curves | None:
+    def _curves(self) -> "Curves | None":
         if self.sensitivity is None:
             return None
-        found = sensitivities.load(self.sensitivity)
+        from onnxslim_kd import sensitivity
+
+        found = sensitivity.load(self.sensitivity)
         return {name: found.curve(name) for name in found.losses}
 
 
-def plan(model: model_io.ModelLike, config: PruneConfig) -> Plan:
+def plan(model: "ModelLike", config: PruneConfig) -> "Plan":
     """Decide, and change nothing.
 
     Raises:
         UserError: The settings do not fit the model.
     """
+    from onnxslim_kd import api
+
     samples = config.read_samples(model)
     return api.plan(model, config.choice(samples), config.reading(samples))
 
 
-def prune(model: model_io.ModelLike, config: PruneConfig) -> "tuple[api.Pruned, Ratio | None]":
+def prune(model: "ModelLike", config: PruneConfig) -> "tuple[Pruned, Ratio | None]":
     """Cut, and measure the result against ``model`` if ``bench`` says so.
 
     Raises:
@@ -157,13 +212,14 @@ def prune(model: model_io.ModelLike, config: PruneConfig) -> "tuple[api.Pruned, 
         ProofError: The result is not the silenced original.
         OperationError: The result measures slower than the original.
     """
+    from onnxslim_kd import api
+    from onnxslim_kd.passes import latency_measure
+
     samples = config.read_samples(model)
     reading = config.reading(samples)
     done = api.prune(model, config.choice(samples), reading=reading, verify=config.verify)
     if not config.bench:
         return done, None
-    from onnxslim_kd.passes import latency_measure
-
     ratio = latency_measure.not_slower(
         model,
         done.model,
