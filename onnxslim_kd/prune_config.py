@@ -67,7 +67,7 @@ class PruneConfig(BaseModel):
     """Samples for the criterion or --correct; as in train."""
     preprocess: str = ""
     """The same line as in training."""
-    samples: int = Field(default=512, ge=1)
+    samples: int = 512
     """How many at most; in memory."""
     correct: bool = False
     """Let the next layers make up for what went."""
