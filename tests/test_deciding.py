@@ -248,7 +248,11 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         ((*one, "--correct"), "--correct looks at data, labelled or not: give it with --data"),
         ((*one, "--steps", "0"), "--steps must be 1 or more, got 0"),
         ((*one, "--steps", "2", "--selector", "energy"), "--steps goes neither with"),
-        ((*one, "--data", "digits", "--samples", "0"), "--samples must be 1 or more, got 0"),
+        ((*one, "--data", "digits"), "--data: criterion l1 looks at none, and --correct is not"),
+        (
+            (*one, "--data", "digits", "--correct", "--samples", "0"),
+            "--samples must be 1 or more, got 0",
+        ),
         (
             (*one, "--data", "digits", "--criterion", "activation"),
             "input 'x' has shape [batch, 3, 8, 8], the data gives [32, 1, 8, 8]",
