@@ -54,7 +54,7 @@ def _prune_strategy(strategy: Old, old: Old, new: Converted) -> None:
     pruner.pop("pruning_axis", None)  # it was read and ignored
     stage: dict[str, Any] = {"do": "prune", "model": "student.onnx"}
     stage["pattern"] = strategy.pop("pruned_params", "conv.*_weights")
-    stage["target"] = {"macs": strategy.pop("target_ratio", 0.5)}
+    stage["target_macs"] = strategy.pop("target_ratio", 0.5)
     asked = criteria.pop("*", "l1_norm")
     stage["criterion"] = CRITERIA.get(asked, asked)
     pruner["criterions"] = criteria

@@ -16,7 +16,7 @@ from onnxslim_kd.model import write_text
 from onnxslim_kd.recipe import Recipe
 from onnxslim_kd.report import ReportData, render, render_markdown
 from onnxslim_kd.run_report import collect
-from onnxslim_kd.stages import Listener, Place, Stage
+from onnxslim_kd.stage import Listener, Place, Stage
 from onnxslim_kd.stamps import Stamp, Stamps, hashes, stamp
 
 CONFIG, HTML, MARKDOWN = "config.yaml", "report.html", "report.md"
@@ -86,7 +86,7 @@ def _carry_out(stage: Stage, place: Place, stamps: Stamps, now: Stamp, *, resume
     """Run a stage and stamp it; until it is finished, its stamp says so."""
     before = stamps.stages.get(place.name)
     if not (resume and before is not None and before.inputs == now.inputs):
-        _forget(place)
+        _forget(stage, place)
     stamps.stages[place.name] = now
     stamps.save(place.folder)
     started = time.perf_counter()
@@ -101,7 +101,10 @@ def _carry_out(stage: Stage, place: Place, stamps: Stamps, now: Stamp, *, resume
     return seconds
 
 
-def _forget(place: Place) -> None:
-    """Remove what an earlier training of this stage would go on from."""
-    shutil.rmtree(place.output("checkpoints"), ignore_errors=True)
-    place.output("jsonl").unlink(missing_ok=True)
+def _forget(stage: Stage, place: Place) -> None:
+    """Remove what an earlier, interrupted run of this stage would go on from."""
+    for path in map(place.output, stage.begun):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

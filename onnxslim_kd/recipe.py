@@ -15,7 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
-from onnxslim_kd.stages import STAGES, Eval, Place, Stage, Train
+from onnxslim_kd.stage import Place, Stage
+from onnxslim_kd.stages import STAGES
+from onnxslim_kd.stages_measure import Eval
+from onnxslim_kd.stages_train import Train
 from onnxslim_kd.training import config as configs
 
 INCLUDE = "include"
@@ -52,7 +55,7 @@ class Recipe:
     def place(self, folder: Path, name: str) -> Place:
         """Return where the stage ``name`` runs."""
         before = list(self.stages)[: list(self.stages).index(name)]
-        return Place(folder, name, [n for n in before if self.stages[n].makes_model])
+        return Place(folder, name, {earlier: self.stages[earlier].leaves for earlier in before})
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -118,10 +121,8 @@ def _held_out(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> s
 def _check_reads(recipe: Recipe, name: str, stage: Stage) -> None:
     """Refuse a model that is neither made before nor a file, before any work is done."""
     place = recipe.place(Path(), name)
-    made = {place.model(earlier) for earlier in place.earlier}
-    made |= {place.plan(earlier) for earlier in place.earlier}
     for path in stage.reads(place):
-        if path not in made and not path.is_file():
+        if path not in place.files() and not path.is_file():
             raise NotFoundError(
                 f"stage {name!r} reads {str(path)!r}, which is neither a stage before it nor a"
                 f" file{near_misses(str(path), place.earlier)}"

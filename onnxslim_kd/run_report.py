@@ -13,7 +13,10 @@ from onnxslim_kd.plans import Plan
 from onnxslim_kd.recipe import Recipe
 from onnxslim_kd.report import Curve, Layer, Metric, Plot, Refusal, ReportData, from_bench
 from onnxslim_kd.report_parts import curves, plan_parts
-from onnxslim_kd.stages import Bench, Eval, Merge, Prune, Train
+from onnxslim_kd.stage import MODEL, PLAN, SENSITIVITY
+from onnxslim_kd.stages_graph import Merge, Prune
+from onnxslim_kd.stages_measure import Bench, Eval, Sensitivity
+from onnxslim_kd.stages_train import Train
 
 LOWER = frozenset({"loss"})
 """Metrics of which less is better."""
@@ -39,7 +42,7 @@ def collect(recipe: Recipe, folder: Path) -> ReportData:
             "metrics": (*data.metrics, *scores),
             "learning": tuple(plots),
             "graph_svg": _picture(recipe, folder),
-            "sensitivity": _sensitivity(recipe),
+            "sensitivity": _sensitivity(recipe, folder),
             "configuration": recipe.text,
             "versions": data.versions or machine.environment().versions,
             **_plans(recipe, folder),
@@ -77,7 +80,7 @@ def _plans(recipe: Recipe, folder: Path) -> dict[str, Any]:
     refusals: dict[str, Refusal] = {}
     notes: list[str] = []
     for name, _ in _all(recipe, Prune):
-        parts = plan_parts(Plan.load(folder / f"{name}.plan.json"))
+        parts = plan_parts(Plan.load(folder / f"{name}.{PLAN}"))
         for layer in parts["layers"]:
             first = layers.get(layer.name, layer)
             layers[layer.name] = layer.model_copy(update={"before": first.before})
@@ -90,18 +93,22 @@ def _plans(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sensitivity(recipe: Recipe) -> Plot | None:
-    for _, stage in _all(recipe, Prune):
-        if stage.sensitivity is not None:
-            found = sensitivity.load(stage.sensitivity)
-            lines = tuple(Curve(name=n, points=tuple(found.curve(n))) for n in found.losses)
-            return Plot(title=found.measure, x_label="ratio", y_label="loss", curves=lines)
-    return None
+def _sensitivity(recipe: Recipe, folder: Path) -> Plot | None:
+    """Draw what was measured in this run, or else the file that a cut followed."""
+    files = [folder / f"{name}.{SENSITIVITY}" for name, _ in _all(recipe, Sensitivity)]
+    files += [s.sensitivity for _, s in _all(recipe, Prune) if s.sensitivity is not None]
+    if not files:
+        return None
+    found = sensitivity.load(files[0])
+    lines = tuple(Curve(name=n, points=tuple(found.curve(n))) for n in found.losses)
+    return Plot(
+        title=f"Sensitivity: {found.measure}", x_label="ratio", y_label="loss", curves=lines
+    )
 
 
 def _picture(recipe: Recipe, folder: Path) -> str | None:
     """Draw the merged graph, which shows most; else the model made last."""
-    made = [name for name, stage in recipe.stages.items() if stage.makes_model]
+    made = [name for name, stage in recipe.stages.items() if MODEL in stage.leaves]
     merged = [name for name, _ in _all(recipe, Merge)]
     chosen = (merged or made)[-1:]
-    return draw(folder / f"{chosen[0]}.onnx") if chosen else None
+    return draw(folder / f"{chosen[0]}.{MODEL}") if chosen else None

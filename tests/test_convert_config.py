@@ -8,7 +8,8 @@ from onnxslim_kd import recipe
 from onnxslim_kd.cli import main
 from onnxslim_kd.config_convert import Converted, convert
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.stages import Export, InferPrune, Merge, Prune, Train
+from onnxslim_kd.stages_graph import Export, InferPrune, Merge, Prune
+from onnxslim_kd.stages_train import Train
 
 PRUNE = """
 version: 1.0
@@ -135,7 +136,7 @@ def test_pruning_of_the_compressor(tmp_path):
     pruned, trained = read.stages["pruned"], read.stages["trained"]
     assert isinstance(pruned, Prune) and isinstance(trained, Train)
     assert pruned.pattern == ".*[r|d]_weights"
-    assert pruned.target == {"macs": 0.5} and pruned.criterion == "l1"
+    assert pruned.target_macs == 0.5 and pruned.criterion == "l1"
     assert trained.epochs == 200
     text = "\n".join(found.notes)
     assert "not carried over: strategies.uniform_pruning_strategy.metric_name: acc_top1" in text

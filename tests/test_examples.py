@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from onnxslim_kd import pipeline, recipe
-from onnxslim_kd.stages import Merge, Train
+from onnxslim_kd.stages_graph import Merge
+from onnxslim_kd.stages_train import Train
 from tests.test_pipeline import EXAMPLES, losses_of
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))

@@ -1,13 +1,18 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from onnxslim_kd import pipeline, recipe
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import NotFoundError, OperationError, UserError
-from onnxslim_kd.stages import STAGES, Merge, Prune, Train
+from onnxslim_kd.prune_config import PruneConfig
+from onnxslim_kd.stages import STAGES
+from onnxslim_kd.stages_graph import Export, InferPrune, Merge, Prune
+from onnxslim_kd.stages_measure import Bench, Eval, Sensitivity
+from onnxslim_kd.stages_train import Train
 from onnxslim_kd.stamps import Stamps
 from onnxslim_kd.training.config import TrainConfig
 
@@ -211,7 +216,7 @@ def test_a_pattern_is_a_fine_value(tmp_path):
         ("pruned: {do: prune, ratoi: 0.5}", "'stages.pruned.ratoi' is not known.*: ratio"),
         ("train: {data: digits, optimizer: {momentun: 1}}", "near misses: momentum"),
         ("pruned: {do: prnue}", "do: prnue is none of export, .*; near misses: prune"),
-        ("sheep: {}", "its name is none of export, prune"),
+        ("sheep: {}", "its name is none of export, .*; say what"),
         ("merge: {losses: []}", "'stages.merge.teacher' is missing"),
         ("merge: {teacher: nett, losses: ['kl:a=b']}", "reads 'nett', which is neither"),
         ("train: {epochs: 1}", "stage 'train': give data"),
@@ -269,8 +274,35 @@ def test_damaged_stamps_and_several_processes(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------- the tables
 
 
-def test_every_setting_of_training_is_one_of_the_stage():
+def test_the_stages_take_all_settings_of_their_commands():
     assert set(TrainConfig.model_fields) < set(Train.model_fields)
+    assert set(PruneConfig.model_fields) < set(Prune.model_fields)
+
+
+# command -> its stage, options that a run answers itself, and options with another name there
+NOT_HERE = {"output", "force", "as_json", "untrusted"}
+COMMANDS = {
+    "prune": (Prune, {"dry_run", "save_plan", "pruned_params", "pruned_ratios"}, {}),
+    "bench": (Bench, {"json_file", "markdown", "html", "inputs"}, {"shapes": "inputs"}),
+    "eval": (Eval, set(), {"model": "models"}),
+    "sensitivity": (Sensitivity, set(), {"models": "model"}),
+    "infer_prune": (
+        InferPrune, set(), {"softmax": "activation", "sigmoid": "activation", "form": "format"},
+    ),
+    "merge": (
+        Merge, {"suggest", "external_data", "prefix"},
+        {"teachers": "teacher", "mapped": "inputs_map", "adapted": "adapt", "shapes": "inputs"},
+    ),
+    "export": (Export, {"list_"}, {"spec": "arch"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_is_a_setting_of_its_stage(name):
+    kind, own, spelled = COMMANDS[name]
+    command = main.get_command(click.Context(main), name.replace("_", "-"))
+    options = {param.name for param in command.params} - NOT_HERE - own - {"help"}
+    assert {spelled.get(option, option) for option in options} <= set(kind.model_fields)
 
 
 def test_every_stage_is_refused_by_name_and_not_by_accident():
