@@ -67,20 +67,23 @@ def _job(model: Path, given: dict[str, Any]) -> tuple[Any, Any]:
     """What to search for, and the parameters that must stay."""
     from onnxslim_kd import api
     from onnxslim_kd import search as searching
+    from onnxslim_kd.measures import Measure
     from onnxslim_kd.passes import prune
     from onnxslim_kd.passes.ratios import Amount
 
     analysis = api.inspect(model, api.Reading(inputs=options.shapes(given["inputs"])))
+    names = ("data", "preprocess", "metric", "samples")
+    measure = Measure(**{name: given[name] for name in names})
     choice = prune.Choice(
         pattern=given["pattern"],
         ignore=given["ignore"],
         criterion=given["criterion"],
-        samples=options.samples(analysis, given),
+        samples=measure.looked_at(analysis, given["criterion"]),
     )
     ranked, refused, _ = prune.rank(analysis, choice)
     amount = prune.resolved(Amount(given["round_to"] or 0))
     budget = _budget(analysis, ranked, amount, given)
-    score = options.score(analysis, given)
+    score = measure.score(analysis)
     return searching.Job(analysis, ranked, budget, *score, given["criterion"]), refused
 
 

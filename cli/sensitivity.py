@@ -50,18 +50,21 @@ def _measure(model: Path, given: dict[str, Any]) -> None:
 
     from onnxslim_kd import api
     from onnxslim_kd import sensitivity as measuring
+    from onnxslim_kd.measures import Measure
     from onnxslim_kd.passes.groups import match
 
     reading = api.Reading(inputs=options.shapes(given["inputs"]))
     analysis = api.inspect(model, reading)
     chosen = [p for p in match(analysis, given["pattern"]) if p.produces]
+    names = ("data", "preprocess", "metric", "samples", "batch_size")
+    measure = Measure(**{name: given[name] for name in names})
     job = measuring.Job(
         analysis,
         chosen,
-        *options.score(analysis, given),
+        *measure.score(analysis),
         criterion=given["criterion"],
         ratios=_ratios(given),
-        samples=options.samples(analysis, given),
+        samples=measure.looked_at(analysis, given["criterion"]),
     )
     runtime = {"provider": given["provider"], "threads": given["threads"]}
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
