@@ -37,6 +37,15 @@ class Claim:
     met: bool
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of README.md: what its numbers are, the columns, and text for each cell."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
 def compare(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 30, seconds: float = 30.0
 ) -> dict[str, Timing]:
@@ -61,20 +70,23 @@ def write(
     *,
     claims: Sequence[Claim],
     rows: Sequence[Mapping[str, Any]],
+    tables: Sequence[Table] = (),
     packages: Sequence[str] = (),
 ) -> Path:
     """Write ``results/<name>.json`` and print its claims.
 
     Args:
         name: Of the script, without ``.py``.
-        claims: The lines for README.md.
+        claims: What was promised and measured, for README.md.
         rows: The measurements behind them: JSON values, dataclasses, numpy numbers.
+        tables: What README.md shows above the claims.
         packages: Peers whose versions belong to the numbers.
     """
     result = {
         "command": f"python benchmarks/{name}.py",
         "environment": machine.environment(("torch", *packages)),
         "claims": [dataclasses.asdict(claim) for claim in claims],
+        "tables": [dataclasses.asdict(table) for table in tables],
         "rows": list(rows),
     }
     path = RESULTS / f"{name}.json"

@@ -21,7 +21,7 @@ from typing import Any
 import fashion_peer as peer
 import numpy as np
 import torch
-from common import THREADS, Claim, write
+from common import THREADS, Claim, Table, compare, session_call, write
 from torch import Tensor
 
 from onnxslim_kd import api
@@ -36,6 +36,7 @@ from onnxslim_kd.training import config
 from onnxslim_kd.training.data import Batch, Loader
 from onnxslim_kd.training.datasets import open_source
 from onnxslim_kd.training.engine import train
+from onnxslim_kd.training.evaluate import Predictor, Reading, evaluate
 from onnxslim_kd.training.schedules import Schedule
 from onnxslim_kd.training.transforms import Preprocess
 from onnxslim_kd.zoo.export import build, export
@@ -47,6 +48,8 @@ ARGUMENTS = {"classes": 10, "channels": 1}
 BATCH, DECAY, TEMPERATURE = 128, 5e-4, 4.0
 RATES = {"original": 0.1, "recover": 0.05}
 NETS, SHARES = ("resnet20", "mobilenet_small"), (0.5, 0.75)
+SHIPPED = ("top1", "top5", "bytes")
+COLUMNS = ("", "Top-1", "Top-5", "Size", "MACs", "Points lost", "Latency")
 TARGETS = {0.5: 0.3, 0.75: 1.0}
 """Points that KD may leave lost, by the share of MACs removed."""
 FOLDED, REAL = 0.3, 93.0
@@ -201,6 +204,7 @@ def by_hand(place: Place, share: float, name: str) -> dict[str, Any]:
     teacher = peer.module(build(place.net, ARGUMENTS), weights)
     student, gone = peer.prune(teacher, share, torch.randn(SHAPE))
     peer.distil(student, teacher, _steps(place), decay=DECAY, temperature=TEMPERATURE)
+    peer.export(student, place.file(name), torch.randn(SHAPE))
     top1 = peer.top1(student, _pairs(place.loader("test").evaluate()))
     return {"top1": top1, "epochs": place.scale.recover, "macs": gone}
 
@@ -219,12 +223,41 @@ def _pairs(batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch.entries["image"], batch.entries["label"]
 
 
+BY_HAND = "Torch-Pruning + KD by hand"
 WAYS: dict[str, Callable[[Place, float, str], dict[str, Any]]] = {
     "fine-tune": fine_tune,
     "KD": distil,
     "KD, BN re-inserted": distil_folded,
-    "Torch-Pruning + KD by hand": by_hand,
+    BY_HAND: by_hand,
 }
+
+
+# ------------------------------------------------------------------------- what ships
+
+
+def deploy(place: Place, name: str) -> dict[str, Any]:
+    """Strip a net to what ships, and measure that in ONNX Runtime."""
+    place.save(infer_prune(place.file(name)).model, f"{name}-deployed")
+    shipped = place.file(f"{name}-deployed")
+    reading = Reading(place.data("test"), PREPROCESS, BATCH)
+    found = evaluate(Predictor(model_io.load(shipped), threads=THREADS), reading)
+    return {**found.metrics, "bytes": shipped.stat().st_size}
+
+
+def latency(place: Place) -> dict[str, Any]:
+    """Time what ships of each cut, batch 1, against the original; its weights do not matter."""
+    names = [_stage(way, share) for share in SHARES for way in ("KD", BY_HAND)]
+    feeds = {"image": np.zeros(SHAPE, np.float32)}
+    calls = {
+        name: session_call(place.file(f"{name}-deployed"), feeds, threads=1)
+        for name in ("original", *names)
+    }
+    timings = compare(calls)
+    return {name: asdict(timings[name].ratio_to(timings["original"])) for name in names}
+
+
+def _stage(way: str, share: float) -> str:
+    return f"{way.replace(' ', '_').replace(',', '')}-{share:g}"
 
 
 # ------------------------------------------------------------------------------- table
@@ -234,6 +267,7 @@ def run(place: Place) -> Iterator[dict[str, Any]]:
     """Do all stages of one net and seed, the short way to a whole row first."""
     place.folder.mkdir(parents=True, exist_ok=True)
     start = place.stage("original", lambda: original(place))
+    start |= place.stage("original-deployed", lambda: deploy(place, "original"))
     place.stage("folded", lambda: folded(place))
     for share in SHARES:
         cuts = {
@@ -241,16 +275,17 @@ def run(place: Place) -> Iterator[dict[str, Any]]:
             for source in ("original", "folded")
         }
         for way, work in WAYS.items():
-            name = f"{way.replace(' ', '_').replace(',', '')}-{share:g}"
+            name = _stage(way, share)
             record = place.stage(name, lambda w=work, r=share, n=name: w(place, r, n))
+            record |= place.stage(f"{name}-deployed", lambda n=name: deploy(place, n))
             source = "folded" if work is distil_folded else "original"
             yield {
                 "net": place.net,
                 "share": share,
                 "way": way,
                 "macs_removed": record.get("macs", cuts[source]["macs"]),
-                "original": start["top1"],
-                "top1": record["top1"],
+                "original": {key: start[key] for key in SHIPPED},
+                **{key: record[key] for key in SHIPPED},
                 "epochs": [start["epochs"], record["epochs"]],
                 "seed": place.seed,
             }
@@ -266,16 +301,42 @@ def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]
 
 def _row(group: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     first = group[0]
-    lost = [one["original"] - one["top1"] for one in group]
+    lost = [one["original"]["top1"] - one["top1"] for one in group]
     return {
         **{key: first[key] for key in ("net", "share", "way", "epochs")},
         "seeds": seeds,
         "macs_removed": [one["macs_removed"] for one in group],
-        "original": [one["original"] for one in group],
-        "top1": [one["top1"] for one in group],
+        "original": {key: [one["original"][key] for one in group] for key in SHIPPED},
+        **{key: [one[key] for one in group] for key in SHIPPED},
         "lost": statistics.mean(lost),
         "spread": [min(lost), max(lost)],
     }
+
+
+def shown(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> list[Table]:
+    """Make one table per net: what ships, before and after."""
+    tables = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        own = [row for row in rows if row["net"] == net]
+        before, after = own[0]["epochs"]
+        title = f"Fashion-MNIST, {net}: {before} epochs, cut, {after} epochs"
+        title += f", mean of {len(own[0]['seeds'])} seed(s)"
+        lines = [_line("original", own[0]["original"], ["1", "-", "1"])]
+        for row in own:
+            # Ours share one cut, so one measurement.
+            cut = BY_HAND if row["way"] == BY_HAND else "KD"
+            ratio = latencies[net][_stage(cut, row["share"])]["median"]
+            macs = 1 - statistics.mean(row["macs_removed"])
+            low, high = row["spread"]
+            lost = f"{row['lost']:.2f} ({low:.2f} to {high:.2f})"
+            lines.append(_line(row["way"], row, [f"{macs:.2f}", lost, f"{ratio:.2f}"]))
+        tables.append(Table(title, COLUMNS, lines))
+    return tables
+
+
+def _line(way: str, row: dict[str, Any], ratios: list[str]) -> list[str]:
+    top1, top5, size = (statistics.mean(row[key]) for key in SHIPPED)
+    return [way, f"{top1:.2f}", f"{top5:.2f}", f"{size / 1e3:.0f} kB", *ratios]
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
@@ -285,7 +346,7 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
         own = [row for row in rows if row["net"] == net]
         after = f"{own[0]['epochs'][1]} epochs, {len(own[0]['seeds'])} seed(s)"
         if net == "resnet20":
-            top1 = statistics.mean(own[0]["original"])
+            top1 = statistics.mean(own[0]["original"]["top1"])
             what = f"Fashion-MNIST, {net}, top-1 after {own[0]['epochs'][0]} epochs"
             found.append(Claim(what, f">= {REAL:g} %", f"{top1:.2f} %", met=top1 >= REAL))
         for share in SHARES:
@@ -313,12 +374,18 @@ def main() -> None:
     scale = SCALES[given.scale]
     torch.set_num_threads(THREADS)
     found: list[dict[str, Any]] = []
+    latencies: dict[str, dict[str, Any]] = {}
     for seed in given.seeds:
         for net in given.nets:
-            found += run(Place(given.run / given.scale / net / str(seed), net, seed, scale))
+            place = Place(given.run / given.scale / net / str(seed), net, seed, scale)
+            found += run(place)
+            if net not in latencies:
+                latencies[net] = place.stage("latency", lambda p=place: latency(p))
             rows = table(found, given.seeds)
             if rows and given.scale != "smoke":
-                write("fashion_mnist", claims=claims(rows), rows=[asdict(scale), *rows])
+                tables = shown(rows, latencies)
+                rows = [asdict(scale), *rows]
+                write("fashion_mnist", claims=claims(rows[1:]), rows=rows, tables=tables)
     print(json.dumps(table(found, given.seeds), indent=1))
 
 

@@ -1,7 +1,9 @@
 """The peer of fashion_mnist.py: Torch-Pruning, and a distillation loop written by hand in torch."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,22 @@ def prune(net: nn.Module, share: float, example: Tensor) -> tuple[nn.Module, flo
             break
         low, high = (ratio, high) if gone < share else (low, ratio)
     return cut, gone
+
+
+def export(net: nn.Module, path: Path, example: Tensor) -> None:
+    """Write ``net`` as ONNX, as torch does it, with the names of ours."""
+    with warnings.catch_warnings():  # of the exporter that keeps to opset 17
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            net.eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": [0], "logits": [0]},
+        )
 
 
 def distil(

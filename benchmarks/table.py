@@ -1,9 +1,11 @@
-"""Write the results table of README.md from results/*.json (`--check`: only compare)."""
+"""Write the results tables of README.md from results/*.json (`--check`: only compare)."""
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS
 
@@ -12,19 +14,38 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def table(results: Path = RESULTS) -> str:
-    """Return the table: one line per claim, in the order of the files' names."""
-    lines = ["| What | Target | Measured | | Reproduce |", "| --- | --- | --- | --- | --- |"]
-    machines = set()
-    for path in sorted(results.glob("*.json")):
-        result = json.loads(path.read_text())
-        machines.add(f"{result['environment']['cpu']}, {result['environment']['cores']} cores")
-        for claim in result["claims"]:
-            cells = [claim["what"], claim["target"], claim["measured"]]
-            cells += ["met" if claim["met"] else "**missed**", f"`{result['command']}`"]
-            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    """Return the tables of all results, then the claims, in the order of the files' names."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    blocks = [_titled(one, result["command"]) for result in found for one in result["tables"]]
+    columns = ["What", "Target", "Measured", "", "Reproduce"]
+    blocks.append(_markdown(columns, [line for result in found for line in _claims(result)]))
+    machines = {_machine(result["environment"]) for result in found}
     if machines:
-        lines += ["", f"Measured on {'; '.join(sorted(machines))}."]
-    return "\n".join(lines)
+        blocks.append(f"Measured on {'; '.join(sorted(machines))}.")
+    return "\n\n".join(blocks)
+
+
+def _titled(table: dict[str, Any], command: str) -> str:
+    body = _markdown(table["columns"], table["lines"])
+    return f"**{table['title']}** (`{command}`)\n\n{body}"
+
+
+def _claims(result: dict[str, Any]) -> Iterator[list[str]]:
+    for claim in result["claims"]:
+        verdict = "met" if claim["met"] else "**missed**"
+        command = f"`{result['command']}`"
+        yield [claim["what"], claim["target"], claim["measured"], verdict, command]
+
+
+def _markdown(columns: list[str], lines: list[list[str]]) -> str:
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows
+    )
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return f"{environment['cpu']}, {environment['cores']} cores"
 
 
 def replaced(text: str, new: str) -> str:

@@ -25,8 +25,10 @@ def record(way, seed, top1, original=92.0):
         "share": 0.5,
         "way": way,
         "macs_removed": 0.5,
-        "original": original,
+        "original": {"top1": original, "top5": 99.0, "bytes": 800_000},
         "top1": top1,
+        "top5": 99.0,
+        "bytes": 400_000,
         "epochs": [10, 3],
         "seed": seed,
     }
@@ -45,6 +47,17 @@ def test_claims_say_what_was_lost_and_after_how_long(fashion):
     assert real.measured == "92.00 %" and not real.met
     assert kd.measured == "0.50" and not kd.met and "3 epochs, 1 seed" in kd.what
     assert folded.measured == "0.10" and folded.met
+
+
+def test_the_table_shows_what_ships(fashion):
+    rows = fashion.table([record("fine-tune", 0, 91.5), record("fine-tune", 1, 91.0)], [0, 1])
+    latencies = {"resnet20": {"KD-0.5": {"median": 0.61}}}
+    (table,) = fashion.shown(rows, latencies)
+    assert table.title.endswith("10 epochs, cut, 3 epochs, mean of 2 seed(s)")
+    assert table.lines == [
+        ["original", "92.00", "99.00", "800 kB", "1", "-", "1"],
+        ["fine-tune", "91.25", "99.00", "400 kB", "0.50", "0.75 (0.50 to 1.00)", "0.61"],
+    ]
 
 
 def test_a_stage_runs_once(fashion, tmp_path):

@@ -67,6 +67,16 @@ def test_table_shows_every_claim_and_misses_as_missed(scripts, tmp_path):
     assert lines[5].startswith("Measured on ") and len(lines) == 6
 
 
+def test_tables_stand_above_the_claims(scripts, tmp_path):
+    common, table = scripts
+    shown = common.Table("speed", ["net", "ratio"], [["a", "0.5"]])
+    common.write("b", claims=[], rows=[], tables=[shown])
+    lines = table.table(tmp_path).splitlines()
+    assert lines[0] == "**speed** (`python benchmarks/b.py`)"
+    assert lines[2:5] == ["| net | ratio |", "| --- | --- |", "| a | 0.5 |"]
+    assert lines[6].startswith("| What |")
+
+
 def test_only_what_stands_between_the_markers_is_replaced(scripts, tmp_path, monkeypatch):
     _, table = scripts
     text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
