@@ -40,8 +40,10 @@ check: test ## the same
 
 bench: setup ## every benchmark, then the table in README.md (hours)
 	$(PY) -m pip install -q --no-deps -r benchmarks/requirements.txt
+	$(PY) -m pip install -q -c constraints.txt matplotlib
 	for script in prune_speed merge_cost strip train_step latency_pruning; do $(PY) benchmarks/$$script.py || exit 1; done
 	$(PY) benchmarks/table.py
+	$(PY) benchmarks/picture.py
 
 slow: setup ## the long tests
 	$(PY) -m pytest -m slow
