@@ -32,7 +32,8 @@ class Session:
         provider: ``cpu``, ``cuda`` or ``tensorrt``; another provider than this one is an error,
             never a silent fallback.
         threads: Threads inside an operator; 0 lets the runtime choose.
-        optimise: False runs the graph as written.
+        optimise: False runs the graph as written, and opens fast: no weight is rearranged and no
+            memory is planned.
         profile_prefix: Where to write a trace of every operator; None for no trace.
         spin: False stops the worker threads from spinning once a run is over, so that an idle
             session takes no core from another one.
@@ -63,6 +64,8 @@ class Session:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         )
+        if not optimise:
+            _open_fast(options)
         if not spin:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if profile_prefix is not None:
@@ -71,7 +74,7 @@ class Session:
         if wanted not in ort.get_available_providers():
             raise UserError(f"provider {provider} is not in this onnxruntime build")
         try:
-            self._session = _open(ort, source, options, wanted)
+            self._session, self._weights = _open(ort, source, options, wanted)
         except Exception as error:  # onnxruntime's own errors share no public base
             raise ModelError(f"ONNX Runtime refuses the model: {error}") from error
         ran = self._session.get_providers()[0]
@@ -101,17 +104,47 @@ class Session:
         return Path(self._session.end_profiling())
 
 
-def _open(ort: Any, source: str | os.PathLike[str] | ir.Model, options: Any, provider: str) -> Any:
+def _open_fast(options: Any) -> None:
+    """For a few runs: the plan of what may share memory alone is quadratic in the nodes."""
+    options.enable_mem_pattern = options.enable_mem_reuse = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+
+
+def _open(
+    ort: Any, source: str | os.PathLike[str] | ir.Model, options: Any, provider: str
+) -> tuple[Any, list[Any]]:
+    """Open a session; the weights of a model in memory are not copied, they must outlive it."""
     if not isinstance(source, ir.Model):
-        return ort.InferenceSession(os.fspath(source), options, providers=[provider])
-    if model_io.weight_bytes(source) <= model_io.TWO_GB:
-        with model_io.embedded(source):
-            data = ir.serde.serialize_model(source).SerializeToString()
-        return ort.InferenceSession(data, options, providers=[provider])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        model_io.save(source, path, external_data=True)
-        return ort.InferenceSession(os.fspath(path), options, providers=[provider])
+        return ort.InferenceSession(os.fspath(source), options, providers=[provider]), []
+    data, weights = _apart(source)
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    return ort.InferenceSession(data, options, providers=[provider]), values
+
+
+def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
+    """Serialise ``model`` with its big weights declared as external data, and give those."""
+    inputs = len(model.graph.inputs)
+    with model_io.embedded(model), model_io.without_weights(model, only=_is_plain) as proto:
+        weights = proto.graph.input[inputs:]
+        del proto.graph.input[inputs:]
+        for info in weights:
+            kind = info.type.tensor_type
+            proto.graph.initializer.add(
+                name=info.name,
+                data_type=kind.elem_type,
+                dims=[dim.dim_value for dim in kind.shape.dim],
+                data_location=onnx.TensorProto.EXTERNAL,
+                external_data=[onnx.StringStringEntryProto(key="location", value="memory")],
+            )
+    held = model.graph.initializers
+    arrays = {info.name: held[info.name].const_value.numpy() for info in weights}  # type: ignore[union-attr]
+    return proto.SerializeToString(), arrays
+
+
+def _is_plain(weight: ir.Value) -> bool:
+    """Whether the runtime takes a numpy array for it."""
+    return weight.dtype in _PLAIN and not weight.is_graph_input()
 
 
 def write_optimised(
@@ -130,6 +163,12 @@ def write_optimised(
     Raises:
         OperationError: The runtime refuses the model.
     """
+    if isinstance(source, ir.Model):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            model_io.save(source, file)
+            write_optimised(file, path, settings=settings)
+        return
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -195,3 +234,20 @@ def random_feeds(
         else:
             raise UserError(f"input {name} has type {dtype}; give it with --inputs file.npz")
     return feeds
+
+
+_PLAIN = (
+    ir.DataType.BOOL,
+    ir.DataType.DOUBLE,
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.INT8,
+    ir.DataType.INT16,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.UINT8,
+    ir.DataType.UINT16,
+    ir.DataType.UINT32,
+    ir.DataType.UINT64,
+)
+"""Types that numpy itself has."""
