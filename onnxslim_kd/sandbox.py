@@ -20,6 +20,8 @@ from onnxslim_kd.errors import ModelError, OnnxSlimError, OperationError, UserEr
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+PATIENCE = 5
+"""Of the clock's time, as a multiple of the processor's: other programs may hold the machine."""
 LEAST_MEMORY = 4 * 2**30
 """Bytes of address space that are always granted: the libraries alone take a part of it."""
 
@@ -29,7 +31,7 @@ def check(path: str | os.PathLike[str], *, seconds: float = 60, memory: int | No
 
     Args:
         path: The file; it must not change between this call and its use.
-        seconds: How long the child may take.
+        seconds: The processor time that the child may take, and of the clock's `PATIENCE` times.
         memory: Bytes of address space it may take; by default half of this machine's memory, and
             no less than `LEAST_MEMORY`.
 
@@ -44,10 +46,13 @@ def check(path: str | os.PathLike[str], *, seconds: float = 60, memory: int | No
     limits = f"{seconds:g} s and {memory / 2**30:.3g} GiB"
     command = [sys.executable, "-m", "onnxslim_kd.sandbox", os.fspath(path), f"{seconds}"]
     try:
-        done = subprocess.run([*command, f"{memory}"], capture_output=True, timeout=seconds)
+        wait = PATIENCE * seconds
+        done = subprocess.run([*command, f"{memory}"], capture_output=True, timeout=wait)
     except subprocess.TimeoutExpired:
-        raise ModelError(f"{path}: reading it took more than {seconds:g} s; not used") from None
+        raise ModelError(f"{path}: reading it took more than {wait:g} s; not used") from None
     answer = _answer(done.stdout)
+    if answer is None and -done.returncode == signal.SIGXCPU:
+        raise ModelError(f"{path}: reading it took more than {seconds:g} s; not used")
     if answer is None:
         how = _ending(done.returncode)
         raise ModelError(f"{path}: its reader {how} under limits of {limits}; not used")
@@ -67,8 +72,6 @@ def _answer(output: bytes) -> str | None:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
-    if -code == signal.SIGXCPU:
-        return "ran out of time"
     return f"crashed ({signal.Signals(-code).name})"
 
 
