@@ -83,10 +83,12 @@ def bench(
     force: bool,
 ) -> None:
     """Measure MODELS against the first of them, in turn, on this machine."""
-    from onnxslim_kd import report
     from onnxslim_kd.bench import Setting
     from onnxslim_kd.bench import bench as measure
     from onnxslim_kd.model import check_writable, write_text
+    from onnxslim_kd.report import render
+    from onnxslim_kd.report_markdown import render_markdown
+    from onnxslim_kd.report_parts import from_bench
     from onnxslim_kd.workload import parse_shapes, read_inputs
 
     for output in filter(None, (json_file, markdown, html)):
@@ -102,8 +104,8 @@ def bench(
     _print(found)
     for path, write in (
         (json_file, found.to_json),
-        (markdown, lambda: report.render_markdown(report.from_bench(found))),
-        (html, lambda: report.render(report.from_bench(found))),
+        (markdown, lambda: render_markdown(from_bench(found))),
+        (html, lambda: render(from_bench(found))),
     ):
         if path is not None:
             write_text(path, write(), overwrite=force)

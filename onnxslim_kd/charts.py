@@ -52,17 +52,27 @@ def _round_step(rough: float) -> float:
 def _axis(values: Sequence[float], start: float, end: float) -> Axis:
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = low - (abs(low) or 1) / 20, high + (abs(high) or 1) / 20
     return Axis(low, high, start, end)
 
 
+def _rounded(axis: Axis, count: int) -> Axis:
+    """Let an axis begin and end with a tick, and with zero if that is near."""
+    low = 0.0 if 0 < axis.low < axis.high / 2 else axis.low
+    step = _round_step((axis.high - low) / count)
+    low, high = step * math.floor(low / step + 1e-9), step * math.ceil(axis.high / step - 1e-9)
+    return Axis(low, high, axis.start, axis.end)
+
+
 def number(value: float) -> str:
-    """Format a number for people: four digits, thousands separated."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Format a number for people: three or four digits, thousands separated."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def lines(curves: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: str) -> Markup:
-    """Draw named curves over a common axis; a legend follows below.
+    """Draw named curves over a common axis; a legend follows below where there are several.
 
     With more curves than colours, those that end farthest from where they began have one.
     """
@@ -71,7 +81,7 @@ def lines(curves: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: 
     if not drawn:
         return Markup("")
     x = _axis([p[0] for _, points in drawn for p in points], LEFT, WIDTH - RIGHT)
-    y = _axis([p[1] for _, points in drawn for p in points], HEIGHT - BOTTOM, TOP)
+    y = _rounded(_axis([p[1] for _, points in drawn for p in points], HEIGHT - BOTTOM, TOP), 4)
     loud = sorted(drawn, key=lambda c: -abs(c[1][-1][1] - c[1][0][1]))[: len(COLOURS)]
     loud = [curve for curve in drawn if curve in loud]
     quiet = [curve for curve in drawn if curve not in loud]
@@ -80,7 +90,8 @@ def lines(curves: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: 
     body += [_curve(*curve, x, y, style) for curve, style in zip(loud, COLOURS, strict=False)]
     names = [(style, name) for (name, _), style in zip(loud, COLOURS, strict=False)]
     names += [("quiet", f"{len(quiet)} more")] if quiet else []
-    return _svg(body, HEIGHT, f"{y_label} over {x_label}") + _legend(names)
+    label = f"{y_label or ', '.join(name for name, _ in loud)} over {x_label}"
+    return _svg(body, HEIGHT, label) + (_legend(names) if len(drawn) > 1 else Markup(""))
 
 
 def _finite(points: Iterable[Point]) -> list[Point]:
@@ -121,12 +132,14 @@ def _curve(name: str, points: Sequence[Point], x: Axis, y: Axis, style: str) -> 
 def distributions(models: Sequence[tuple[str, Sequence[float]]], unit: str = "ms") -> Markup:
     """Draw one histogram per model over a common axis, with its median marked.
 
-    The axis ends at the 95th percentile, or a few hiccups would squeeze all the rest into a line.
+    The axis ends at the 95th percentile or at three times the largest median, or a few hiccups
+    would squeeze all the rest into a line.
     """
     kept = [(name, np.asarray(values)) for name, values in models if len(values)]
     if not kept:
         return Markup("")
-    ends = [float(end) for _, values in kept for end in np.percentile(values, [0, 95])]
+    most = 3 * max(float(np.median(values)) for _, values in kept)
+    ends = [min(float(e), most) for _, values in kept for e in np.percentile(values, [0, 95])]
     x = _axis(ends, 10, WIDTH - 10)
     height = ROW * len(kept) + 36
     body = [

@@ -14,7 +14,8 @@ from typing import Any
 from onnxslim_kd.errors import OnnxSlimError, OperationError, UserError
 from onnxslim_kd.model import write_text
 from onnxslim_kd.recipe import Recipe
-from onnxslim_kd.report import ReportData, render, render_markdown
+from onnxslim_kd.report import ReportData, render
+from onnxslim_kd.report_markdown import render_markdown
 from onnxslim_kd.run_report import collect
 from onnxslim_kd.stage import Listener, Place, Stage
 from onnxslim_kd.stamps import Stamp, Stamps, hashes, stamp

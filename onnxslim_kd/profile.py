@@ -26,7 +26,8 @@ ROUNDS, RUNS = 5, 3
 """Every round runs each model that often; a round before these warms up."""
 _KERNEL, _BLOCKED = "_kernel_time", "_nchwc"
 _FUSED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
-"""Activations that the runtime puts into the layer before them."""
+_FUSED |= {"BatchNormalization"}
+"""What the runtime puts into the convolution before it."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,17 @@ def _layers(source: Source) -> dict[str, str]:
     found = {}
     for node in model.graph:
         for output in node.outputs:
-            layer: ir.Node | None = node
-            while layer is not None and layer.op_type in _FUSED and layer.inputs[0] is not None:
-                layer = layer.inputs[0].producer()
-            found[f"{output.name}{_BLOCKED}"] = (layer or node).name or str(output.name)
+            layer = _convolution_of(node)
+            found[f"{output.name}{_BLOCKED}"] = layer.name or str(output.name)
     return found
+
+
+def _convolution_of(node: ir.Node) -> ir.Node:
+    """Return the convolution that the runtime fuses a node into; the node where there is none."""
+    layer: ir.Node | None = node
+    while layer is not None and layer.op_type in _FUSED and layer.inputs[0] is not None:
+        layer = layer.inputs[0].producer()
+    return layer if layer is not None and layer.op_type == "Conv" else node
 
 
 def _operators(

@@ -1,13 +1,12 @@
-"""The report of a run: one HTML file without network, and Markdown for a pull request.
+"""The report of a run: what it can show, and one HTML page of it that needs no network.
 
 Every part of `ReportData` may be left out; what is not there is not shown.
 """
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -15,10 +14,6 @@ from pydantic import BaseModel, ConfigDict
 
 from onnxslim_kd import charts
 from onnxslim_kd.charts import number, shortened
-from onnxslim_kd.profile import by_type
-
-if TYPE_CHECKING:
-    from onnxslim_kd import bench
 
 SHORT = 32
 """Characters of a name in a table; the whole name is its tooltip."""
@@ -49,6 +44,16 @@ class Metric(_Frozen):
         return self.after / self.before if self.before else None
 
     @property
+    def is_score(self) -> bool:
+        """Whether it is read as it is, in points, and not as a ratio."""
+        return self.better == "higher"
+
+    @property
+    def points(self) -> str:
+        """The difference of a score, in words."""
+        return f"{self.after - self.before:+.2f}" if self.after != self.before else "no change"
+
+    @property
     def improved(self) -> bool | None:
         """Whether it got better; None for no difference seen."""
         change = self.change
@@ -58,12 +63,25 @@ class Metric(_Frozen):
         return (change < 1) == (self.better == "lower")
 
 
+class ModelRow(_Frozen):
+    """One model in the table of results."""
+
+    name: str
+    values: dict[str, float]
+    """By the title of the column, with its unit."""
+
+
 class Layer(_Frozen):
     """Channels of one layer."""
 
     name: str
     before: int
     after: int
+
+    @property
+    def removed(self) -> float:
+        """The share that went."""
+        return 1 - self.after / self.before if self.before else 0.0
 
 
 class Refusal(_Frozen):
@@ -111,11 +129,17 @@ class Latencies(_Frozen):
 
 
 class OperatorTime(_Frozen):
-    """Milliseconds of one operator type, one number per model."""
+    """Milliseconds of one operator type, or of one node, one number per model."""
 
     name: str
     milliseconds: tuple[float, ...]
     count: tuple[int, ...]
+    """Nodes that ran; 0 where a model has none."""
+
+    @property
+    def change(self) -> float:
+        """From the first model to the last."""
+        return self.milliseconds[-1] - self.milliseconds[0]
 
 
 class ReportData(_Frozen):
@@ -125,17 +149,26 @@ class ReportData(_Frozen):
     summary: str = ""
     notes: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    models: tuple[ModelRow, ...] = ()
     latencies: tuple[Latencies, ...] = ()
     layers: tuple[Layer, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    plan_notes: tuple[str, ...] = ()
     sensitivity: Plot | None = None
     learning: tuple[Plot, ...] = ()
     operators: tuple[OperatorTime, ...] = ()
+    nodes: tuple[OperatorTime, ...] = ()
+    """Those that changed most come first."""
     operator_models: tuple[str, ...] = ()
-    """The models that the numbers of `operators` belong to."""
+    """The models that the numbers of `operators` and `nodes` belong to."""
     graph_svg: str | None = None
     configuration: str = ""
     versions: dict[str, str] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table of results."""
+        return list(dict.fromkeys(title for row in self.models for title in row.values))
 
     @property
     def reasons(self) -> dict[str, list[str]]:
@@ -170,116 +203,3 @@ def _picture(svg: str | None) -> str | None:
     if svg is None:
         return None
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-# ------------------------------------------------------------------------- from a bench
-
-
-def from_bench(found: "bench.Report") -> ReportData:
-    """Show what `onnxslim_kd.bench.bench` found; the headline is the last model's."""
-    first, last = found.models[0], found.models[-1]
-    environment = found.environment
-    threads = f"{found.setting.threads} thread{'s' * (found.setting.threads != 1)}"
-    case = found.cases[0]
-    against = "" if len(found.models) < 3 else f"{last.name} against {first.name}; "
-    return ReportData(
-        title=" vs ".join(model.name for model in found.models),
-        summary=f"{against}{found.ran_on}, {threads}, {environment.cpu}",
-        metrics=() if first is last else _headline(found),
-        latencies=tuple(map(_latencies, found.cases)),
-        operators=tuple(
-            OperatorTime(name=c.name, milliseconds=c.milliseconds, count=c.count)
-            for c in by_type([row.operators for row in case.rows])
-        ),
-        operator_models=tuple(row.model for row in case.rows),
-        versions=environment.versions,
-    )
-
-
-def _headline(found: "bench.Report") -> tuple[Metric, ...]:
-    first, last = found.models[0], found.models[-1]
-    before, after = found.cases[0].rows[0], found.cases[0].rows[-1]
-    ratio = after.ratio
-    return (
-        Metric(
-            name="Latency",
-            before=before.latency.median,
-            after=after.latency.median,
-            unit="ms",
-            ratio=ratio.median,
-            interval=(ratio.low, ratio.high),
-        ),
-        Metric(name="Size", before=first.bytes / 1e6, after=last.bytes / 1e6, unit="MB"),
-        Metric(name="MACs", before=before.macs / 1e6, after=after.macs / 1e6, unit="M"),
-        Metric(name="Parameters", before=first.parameters, after=last.parameters),
-    )
-
-
-def _latencies(case: "bench.Case") -> Latencies:
-    rows = tuple(
-        Timing(
-            model=row.model,
-            median=row.latency.median,
-            p90=row.latency.p90,
-            p99=row.latency.p99,
-            ratio=row.ratio.median,
-            interval=(row.ratio.low, row.ratio.high),
-            verdict=row.verdict if index else "",
-            milliseconds=row.milliseconds,
-        )
-        for index, row in enumerate(case.rows)
-    )
-    sizes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in case.shapes.items())
-    return Latencies(title=sizes, rows=rows, notes=case.notes)
-
-
-# ---------------------------------------------------------------------------- Markdown
-
-
-def render_markdown(data: ReportData) -> str:
-    """Return the tables of the report for a pull request."""
-    parts = [f"## {data.title}", data.summary, *(f"> {note}" for note in data.notes)]
-    if data.metrics:
-        parts.append(_table(("", "before", "after", "ratio"), map(_metric_cells, data.metrics)))
-    for case in data.latencies:
-        columns = ("model", "median ms", "p90", "p99", "ratio [95 %]", "")
-        parts += [f"### {case.title}", _table(columns, map(_timing_cells, case.rows))]
-        parts += [f"> {note}" for note in case.notes]
-    if data.operators:
-        cells = (
-            (o.name, *(f"{ms:.3f} ({n})" for ms, n in zip(o.milliseconds, o.count, strict=True)))
-            for o in data.operators
-        )
-        header = ("operator", *(f"{model} ms (nodes)" for model in data.operator_models))
-        parts += ["### Where the time goes", _table(header, cells)]
-    if data.layers:
-        layers = ((layer.name, str(layer.before), str(layer.after)) for layer in data.layers)
-        parts += ["### Channels", _table(("layer", "before", "after"), layers)]
-    if data.refusals:
-        parts.append("### Not pruned")
-        parts += [f"- {reason}: {', '.join(names)}" for reason, names in data.reasons.items()]
-    if data.versions:
-        parts.append(", ".join(f"{name} {version}" for name, version in data.versions.items()))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _metric_cells(metric: Metric) -> tuple[str, ...]:
-    unit = f" {metric.unit}" if metric.unit else ""
-    interval = " [{:.3f}, {:.3f}]".format(*metric.interval) if metric.interval else ""
-    ratio = "" if metric.change is None else f"{metric.change:.3f}{interval}"
-    return metric.name, number(metric.before) + unit, number(metric.after) + unit, ratio
-
-
-def _timing_cells(row: Timing) -> tuple[str, ...]:
-    times = (f"{ms:.3f}" for ms in (row.median, row.p90, row.p99))
-    return (
-        row.model,
-        *times,
-        "{:.3f} [{:.3f}, {:.3f}]".format(row.ratio, *row.interval),
-        row.verdict,
-    )
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(c.replace('|', '&#124;') for c in line)} |" for line in lines)

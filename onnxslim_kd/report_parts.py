@@ -1,24 +1,105 @@
-"""Parts of a report from what other commands leave behind: a pruning plan, a training log.
+"""Parts of a report from what commands leave behind: times, a pruning plan, a training log.
 
 data = from_bench(found).model_copy(update={**plan_parts(plan), "learning": curves(log)})
 """
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxslim_kd import bench
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.plans import Plan
-from onnxslim_kd.report import Curve, Layer, Plot, Refusal
+from onnxslim_kd.profile import Change, by_node, by_type
+from onnxslim_kd.report import (
+    Curve,
+    Latencies,
+    Layer,
+    Metric,
+    OperatorTime,
+    Plot,
+    Refusal,
+    ReportData,
+    Timing,
+)
 
 POINTS = 300
 """Of a curve; more are averaged, for no screen shows them."""
+NODES = 15
+"""Nodes of a profile that are shown; the JSON file of `bench` has all."""
 _PLACE = frozenset({"event", "epoch", "step", "steps", "samples_per_second", "seconds", "lr"})
 _Series = dict[str, dict[float, float]]
+
+
+def from_bench(found: bench.Report) -> ReportData:
+    """Show what `onnxslim_kd.bench.bench` found; the headline is the last model's."""
+    first, last = found.models[0], found.models[-1]
+    environment = found.environment
+    threads = f"{found.setting.threads} thread{'s' * (found.setting.threads != 1)}"
+    case = found.cases[0]
+    profiles = [row.operators for row in case.rows]
+    against = "" if len(found.models) < 3 else f"{last.name} against {first.name}; "
+    return ReportData(
+        title=" vs ".join(model.name for model in found.models),
+        summary=f"{against}{found.ran_on}, {threads}, {environment.cpu}",
+        metrics=() if first is last else _headline(found),
+        latencies=tuple(map(_latencies, found.cases)),
+        operators=_times(by_type(profiles)),
+        nodes=_times(by_node(profiles)[:NODES]) if first is not last else (),
+        operator_models=tuple(row.model for row in case.rows),
+        versions=environment.versions,
+    )
+
+
+def _times(changes: Iterable[Change]) -> tuple[OperatorTime, ...]:
+    return tuple(
+        OperatorTime(name=c.name, milliseconds=c.milliseconds, count=c.count) for c in changes
+    )
+
+
+def _headline(found: bench.Report) -> tuple[Metric, ...]:
+    first, last = found.models[0], found.models[-1]
+    before, after = found.cases[0].rows[0], found.cases[0].rows[-1]
+    ratio = after.ratio
+    return (
+        Metric(
+            name="Latency",
+            before=before.latency.median,
+            after=after.latency.median,
+            unit="ms",
+            ratio=ratio.median,
+            interval=(ratio.low, ratio.high),
+        ),
+        Metric(name="Size", before=first.bytes / 1e6, after=last.bytes / 1e6, unit="MB"),
+        Metric(name="MACs", before=before.macs / 1e6, after=after.macs / 1e6, unit="M"),
+        Metric(name="Parameters", before=first.parameters, after=last.parameters),
+    )
+
+
+def _latencies(case: bench.Case) -> Latencies:
+    rows = tuple(
+        Timing(
+            model=row.model,
+            median=row.latency.median,
+            p90=row.latency.p90,
+            p99=row.latency.p99,
+            ratio=row.ratio.median,
+            interval=(row.ratio.low, row.ratio.high),
+            verdict=row.verdict if index else "",
+            milliseconds=row.milliseconds,
+        )
+        for index, row in enumerate(case.rows)
+    )
+    sizes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in case.shapes.items())
+    return Latencies(title=sizes, rows=rows, notes=case.notes)
+
+
+# ------------------------------------------------------------------ from a plan, from a log
 
 
 def plan_parts(plan: Plan) -> dict[str, Any]:
@@ -31,11 +112,11 @@ def plan_parts(plan: Plan) -> dict[str, Any]:
                     name=member.parameter, before=member.before, after=member.after
                 )
     refusals = tuple(Refusal(name=r.parameter, reason=r.reason) for r in plan.refused)
-    return {"layers": tuple(layers.values()), "refusals": refusals, "notes": plan.notes}
+    return {"layers": tuple(layers.values()), "refusals": refusals, "plan_notes": plan.notes}
 
 
 def curves(path: str | os.PathLike[str]) -> tuple[Plot, ...]:
-    """Return the curves of a training log: all losses in one plot, and every metric in its own.
+    """Return the curves of a training log: all losses in one plot, top1 and top5 in another, ...
 
     Of a log that holds several runs the last one counts; what a resumed run did again counts once.
 
@@ -56,11 +137,17 @@ def curves(path: str | os.PathLike[str]) -> tuple[Plot, ...]:
                 _add(steps, event["epoch"] + event["step"] / event["steps"], event)
             else:
                 _add(epochs, event["epoch"], event)
-    losses = (Plot(title="Losses", x_label="epoch", y_label="loss", curves=_drawn(steps)),)
-    return (losses if steps else ()) + tuple(
-        Plot(title=curve.name, x_label="epoch", y_label=curve.name, curves=(curve,))
-        for curve in _drawn(epochs)
-    )
+    terms = {name: points for name, points in steps.items() if points != steps.get("loss")}
+    losses = {"loss": steps["loss"]} | terms if "loss" in steps else terms
+    plots = [_plot("Losses", losses)] if losses else []
+    families: dict[str, _Series] = {}
+    for name, points in epochs.items():
+        families.setdefault(re.sub(r"\d+$", "", name), {})[name] = points
+    return (*plots, *(_plot(", ".join(family), family) for family in families.values()))
+
+
+def _plot(title: str, series: _Series) -> Plot:
+    return Plot(title=title, x_label="epoch", y_label="", curves=_drawn(series))
 
 
 def _events(path: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:

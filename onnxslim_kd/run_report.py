@@ -8,11 +8,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from onnxslim_kd import bench, machine, sensitivity
+from onnxslim_kd import cost as costs
+from onnxslim_kd import model as model_io
 from onnxslim_kd.draw import draw
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.recipe import Recipe
-from onnxslim_kd.report import Curve, Layer, Metric, Plot, Refusal, ReportData, from_bench
-from onnxslim_kd.report_parts import curves, plan_parts
+from onnxslim_kd.report import Curve, Layer, Metric, ModelRow, Plot, Refusal, ReportData
+from onnxslim_kd.report_parts import curves, from_bench, plan_parts
+from onnxslim_kd.shapes import sample
 from onnxslim_kd.stage import MODEL, PLAN, SENSITIVITY
 from onnxslim_kd.stages_graph import Merge, Prune
 from onnxslim_kd.stages_measure import Bench, Eval, Sensitivity
@@ -20,11 +23,20 @@ from onnxslim_kd.stages_train import Train
 
 LOWER = frozenset({"loss"})
 """Metrics of which less is better."""
+TITLES = {
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "miou": "mIoU",
+    "pixels": "Pixels",
+    "map": "mAP",
+    "map50": "mAP50",
+}
+"""Metrics that are shares, in per cent."""
 
 
 def collect(recipe: Recipe, folder: Path) -> ReportData:
     """Return everything that the stages of a finished run have to show."""
-    measured = _benches(recipe, folder)
+    measured = [_bench(folder / f"{name}.json") for name, _ in _all(recipe, Bench)]
     data = from_bench(measured[-1]) if measured else ReportData()
     scores = [
         metric
@@ -40,6 +52,7 @@ def collect(recipe: Recipe, folder: Path) -> ReportData:
         update={
             "title": recipe.title,
             "metrics": (*data.metrics, *scores),
+            "models": _models(recipe, folder, measured),
             "learning": tuple(plots),
             "graph_svg": _picture(recipe, folder),
             "sensitivity": _sensitivity(recipe, folder),
@@ -54,10 +67,8 @@ def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
     return [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, kind)]
 
 
-def _benches(recipe: Recipe, folder: Path) -> list[bench.Report]:
-    reader = TypeAdapter(bench.Report)
-    texts = ((folder / f"{name}.json").read_text() for name, _ in _all(recipe, Bench))
-    return [reader.validate_json(text) for text in texts]
+def _bench(file: Path) -> bench.Report:
+    return TypeAdapter(bench.Report).validate_json(file.read_text())
 
 
 def _scores(file: Path, stage: Eval) -> Iterable[Metric]:
@@ -67,11 +78,40 @@ def _scores(file: Path, stage: Eval) -> Iterable[Metric]:
     for name in after if len(found) > 1 else ():
         lower = name in LOWER
         yield Metric(
-            name=name,
+            name=TITLES.get(name, name),
             before=before[name],
             after=after[name],
+            unit="%" if name in TITLES else "",
             better="lower" if lower else "higher",
         )
+
+
+def _models(recipe: Recipe, folder: Path, measured: list[bench.Report]) -> tuple[ModelRow, ...]:
+    """Say of every model that was measured what is known of it."""
+    shapes = measured[-1].cases[0].shapes if measured else None
+    paths: dict[str, Path] = {}
+    found: dict[str, dict[str, float]] = {}
+    for kind in (Eval, Bench):
+        for name, stage in _all(recipe, kind):
+            paths |= zip(stage.models, stage.reads(recipe.place(folder, name)), strict=True)
+    for name, path in paths.items():
+        model = model_io.load(path)
+        cost = costs.cost(model, sample(model, shapes))
+        weights = cost.parameters / 1e6
+        found[name] = {"M MACs": cost.macs / 1e6, "M parameters": weights}
+        found[name]["MB"] = path.stat().st_size / 1e6
+    for name, _ in _all(recipe, Eval):
+        for model_name, scores in json.loads((folder / f"{name}.json").read_text()).items():
+            found[model_name] |= {_title(metric): value for metric, value in scores.items()}
+    for name, stage in _all(recipe, Bench):
+        rows = _bench(folder / f"{name}.json").cases[0].rows
+        for model_name, row in zip(stage.models, rows, strict=True):
+            found[model_name]["ms"] = row.latency.median
+    return tuple(ModelRow(name=name, values=values) for name, values in found.items())
+
+
+def _title(metric: str) -> str:
+    return f"{TITLES[metric]} %" if metric in TITLES else metric
 
 
 def _plans(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -85,11 +125,11 @@ def _plans(recipe: Recipe, folder: Path) -> dict[str, Any]:
             first = layers.get(layer.name, layer)
             layers[layer.name] = layer.model_copy(update={"before": first.before})
         refusals |= {refusal.name: refusal for refusal in parts["refusals"]}
-        notes += parts["notes"]
+        notes += parts["plan_notes"]
     return {
         "layers": tuple(layers.values()),
         "refusals": tuple(refusals.values()),
-        "notes": tuple(notes),
+        "plan_notes": tuple(notes),
     }
 
 
@@ -102,7 +142,10 @@ def _sensitivity(recipe: Recipe, folder: Path) -> Plot | None:
     found = sensitivity.load(files[0])
     lines = tuple(Curve(name=n, points=tuple(found.curve(n))) for n in found.losses)
     return Plot(
-        title=f"Sensitivity: {found.measure}", x_label="ratio", y_label="loss", curves=lines
+        title=f"What silencing them costs, on {found.measure.split(' on ', 1)[-1]}",
+        x_label="share of channels silenced",
+        y_label="lost",
+        curves=lines,
     )
 
 

@@ -1,6 +1,7 @@
-"""The examples, on small data and for a few steps; every loss in them goes down."""
+"""The examples, on small data and for twelve steps; every loss in them goes down."""
 
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
 SMALL = ("stages.bench.rounds=5", "stages.bench.seconds=1", "workers=0", "preprocess=")
 
 
-def steps(stage: str, epochs: int = 6, batch: int = 16) -> list[str]:
+def steps(stage: str, epochs: int = 12, batch: int = 16) -> list[str]:
     """Every epoch is one step over all samples."""
     settings = {
         "epochs": epochs,
@@ -53,14 +54,14 @@ def masks(folder: Path) -> list[str]:
 def overrides(name: str, folder: Path) -> list[str]:
     """Return what makes an example small."""
     both = ("teacher", "student")
-    if name == "deeplabv3_distill":
-        return [*SMALL, *masks(folder), *inputs(*both, side=64), *steps("distilled", batch=4)]
+    if name == "deeplabv3_distill":  # an untrained teacher contradicts the labels: as heavy as they
+        small = [*SMALL, *masks(folder), *inputs(*both, side=64), *steps("distilled", batch=4)]
+        return [*small, "stages.merged.losses.1.weight=1"]
     if name == "yolov3_distill_prune":
         return [*SMALL, *noise(4), *inputs(*both, side=64), *steps("distilled", batch=4)]
     if name == "mobilenet_v2_prune":
         return [*SMALL, *noise(), *inputs("original"), *steps("tuned")]
-    mutual = name in ("dml", "udml")  # at first no network says anything, so both agree
-    return [*SMALL, *noise(), *inputs(*both), *steps("distilled", epochs=14 if mutual else 6)]
+    return [*SMALL, *noise(), *inputs(*both), *steps("distilled")]
 
 
 def test_there_is_one_example_per_tutorial():
@@ -86,4 +87,10 @@ def test_examples_run_end_to_end(name, tmp_path):
     losses = losses_of(folder / f"{train}.jsonl")
     terms = [len(s.losses) for s in chosen.stages.values() if isinstance(s, Merge)]
     assert len(losses) == 1 + sum(terms) or not terms
-    assert all(values[-1] < values[0] for values in losses.values()), losses
+    assert all(falls(values) for values in losses.values()), losses
+
+
+def falls(values: list[float]) -> bool:
+    """Whether the last quarter lies below the first."""
+    quarter = len(values) // 4
+    return mean(values[-quarter:]) < mean(values[:quarter])

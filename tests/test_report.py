@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from pydantic import ValidationError
 
-from onnxslim_kd import bench, machine, report
+from onnxslim_kd import bench, machine
 from onnxslim_kd.difference import Difference
 from onnxslim_kd.profile import Operator
 from onnxslim_kd.report import (
@@ -17,14 +17,16 @@ from onnxslim_kd.report import (
     Latencies,
     Layer,
     Metric,
+    ModelRow,
     OperatorTime,
     Plot,
     Refusal,
     ReportData,
     Timing,
     render,
-    render_markdown,
 )
+from onnxslim_kd.report_markdown import render_markdown
+from onnxslim_kd.report_parts import from_bench
 from onnxslim_kd.statistics import Latency, Ratio
 
 LONG = "backbone/stage4/block11/conv_depthwise_separable/" * 3 + "weight"
@@ -50,8 +52,12 @@ FULL = ReportData(
     notes=("The student was not evaluated.",),
     metrics=(
         Metric(name="Latency", before=12.1, after=7.2, unit="ms", ratio=0.6, interval=(0.59, 0.61)),
-        Metric(name="Top-1", before=0.74, after=0.72, better="higher"),
+        Metric(name="Top-1", before=74.1, after=72.12, unit="%", better="higher"),
         Metric(name="Parameters", before=3504872, after=1304872),
+    ),
+    models=(
+        ModelRow(name="a", values={"M MACs": 313.6, "Top-1 %": 74.1}),
+        ModelRow(name=LONG, values={"M MACs": 150.2, "ms": 7.2}),
     ),
     latencies=(
         Latencies(
@@ -64,7 +70,9 @@ FULL = ReportData(
     refusals=tuple(Refusal(name=f"{LONG}{i}", reason="its channels reach y") for i in range(9)),
     sensitivity=plot("Sensitivity", 20),
     learning=(plot("Loss terms", 4), plot("Top-1", 1)),
+    plan_notes=("strength 0.5 removes 49.9% of the macs",),
     operators=(OperatorTime(name="Conv", milliseconds=(9.1, 0.0), count=(52, 0)),),
+    nodes=(OperatorTime(name=LONG, milliseconds=(3.1, 0.7), count=(1, 1)),),
     operator_models=("a.onnx", LONG),
     graph_svg=SVG,
     configuration="prune:\n  pattern: '.*[r|d]_weights' # " + "x" * 200,
@@ -80,8 +88,9 @@ def test_an_empty_report_is_a_page():
 def test_every_part_is_shown():
     page = html.unescape(render(FULL))
     for text in (
-        "0.60\N{MULTIPLICATION SIGN}", "95 %: 0.590 to 0.610", "12.1 → 7.2 ms",
-        "3,504,872 → 1,304,872",
+        "0.60\N{MULTIPLICATION SIGN}", "95 %: 0.590 to 0.610", "Latency, ms", "12.1 → 7.2",
+        "3,504,872 → 1,304,872", "Top-1, %", "74.1 → 72.12", "-1.98", "313.6", "strength 0.5",
+        "Nodes that changed most", "-2.400",
         "noisy machine", "faster, but top-1 agreement", "Where the time goes", "9.100",
         "96 → 32", "its channels reach y", "(9)", "Sensitivity", "13 more", "Loss terms",
         "data:image/svg+xml;base64,", "'.*[r|d]_weights'", "onnxruntime 1.31.1",
@@ -135,12 +144,14 @@ def test_data_survives_json():
 
 def test_markdown():
     text = render_markdown(FULL)
-    assert "| Latency | 12.1 ms | 7.2 ms | 0.600 [0.590, 0.610] |" in text
+    assert "| Latency | 12.1 ms | 7.2 ms | 0.600x [0.590, 0.610] |" in text
+    assert "| Top-1 | 74.1 % | 72.12 % | -1.98 |" in text
+    assert "| a | 313.6 | 74.1 |  |" in text and "| M MACs | Top-1 % | ms |" in text
     assert "| a.onnx | 10.000 | 11.000 | 12.000 | 1.000 [0.990, 1.010] |  |" in text
-    assert "> noisy machine" in text and "| Conv | 9.100 (52) | 0.000 (0) |" in text
+    assert "> noisy machine" in text and "| Conv | 9.100 (52) | none | -9.100 |" in text
     assert "- its channels reach y: " in text
     assert render_markdown(ReportData(layers=(Layer(name="a|b", before=2, after=1),))).endswith(
-        "| a&#124;b | 2 | 1 |\n"
+        "| a&#124;b | 2 | 1 | 50% |\n"
     )
 
 
@@ -158,14 +169,16 @@ def test_a_bench_becomes_a_report():
     found = bench.Report(
         subjects, cases, bench.Setting(threads=2), "CPUExecutionProvider", machine.environment()
     )
-    data = report.from_bench(found)
+    data = from_bench(found)
     assert [(m.name, round(m.change, 2)) for m in data.metrics] == [
         ("Latency", 0.6), ("Size", 0.5), ("MACs", 0.25), ("Parameters", 0.5),
     ]  # fmt: skip
     assert data.latencies[0].rows[1].verdict.startswith("faster, but largest difference 3")
     assert data.latencies[0].notes == ("drift",) and data.latencies[0].title == "x 1x3"
     assert data.operators == (OperatorTime(name="Conv", milliseconds=(1, 0.6), count=(1, 1)),)
-    single = report.from_bench(
+    assert data.nodes == (OperatorTime(name="conv", milliseconds=(1, 0.6), count=(1, 1)),)
+    assert data.nodes[0].change == pytest.approx(-0.4)
+    single = from_bench(
         bench.Report(subjects[:1], (bench.Case({}, rows[:1], ()),), *[getattr(found, n) for n in (
             "setting", "ran_on", "environment")])
     )  # fmt: skip
@@ -214,7 +227,6 @@ window.onload = () => {
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; install it to test the page")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path, scheme):

@@ -47,14 +47,21 @@ def step(epoch, number, loss, steps=2):
 def test_a_log_gives_losses_together_and_metrics_apart(tmp_path):
     log = write(tmp_path / "log.jsonl", [
         {"event": "start"}, step(0, 1, 4.0), step(0, 2, 3.0),
-        {"event": "epoch", "epoch": 1, "seconds": 1.5, "top1": 0.5, "top5": 0.9},
+        {"event": "epoch", "epoch": 1, "seconds": 1.5, "top1": 0.5, "top5": 0.9,
+         "miou": 0.25},
         {"event": "checkpoint", "path": "x"}, step(1, 1, 2.0), {"event": "end"},
     ])  # fmt: skip
-    losses, top1, top5 = curves(log)
+    losses, accuracy, other = curves(log)
     assert [curve.name for curve in losses.curves] == ["loss", "l2"]
     assert losses.curves[0].points == ((0.5, 4.0), (1.0, 3.0), (1.5, 2.0))
-    assert (top1.title, top1.curves[0].points) == ("top1", ((1.0, 0.5),))
-    assert top5.title == "top5"
+    assert (accuracy.title, accuracy.curves[0].points) == ("top1, top5", ((1.0, 0.5),))
+    assert other.title == "miou"
+
+
+def test_a_term_that_is_all_of_the_loss_is_drawn_once(tmp_path):
+    events = [step(0, n, float(n)) | {"l2": float(n)} for n in (1, 2)]
+    (losses,) = curves(write(tmp_path / "log.jsonl", events))
+    assert [curve.name for curve in losses.curves] == ["loss"]
 
 
 def test_a_resumed_run_counts_once_and_a_new_run_alone(tmp_path):
