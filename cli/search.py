@@ -89,7 +89,7 @@ def _job(model: Path, given: dict[str, Any]) -> tuple[Any, Any]:
 
 def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> Any:
     from onnxslim_kd import budgets
-    from onnxslim_kd.passes.targets import LatencyTarget, Target
+    from onnxslim_kd.passes.targets import Device, LatencyTarget, Target
 
     if given["target_macs"] is not None:
         return budgets.Macs(analysis, ranked, Target("macs", given["target_macs"]), amount)
@@ -99,8 +99,8 @@ def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> A
     from onnxslim_kd.passes.latency_measure import this_machine
     from onnxslim_kd.workload import workloads
 
-    where = given["provider"], given["threads"], given["cache"]
-    target = LatencyTarget(given["target_latency"], *where)
+    target = LatencyTarget(given["target_latency"])
+    device = Device(given["provider"], given["threads"], given["cache"])
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
-    course = latency.survey(analysis, ranked, this_machine(target), shapes)
+    course = latency.survey(analysis, ranked, this_machine(device), shapes)
     return budgets.Seconds(analysis, course, target.share)

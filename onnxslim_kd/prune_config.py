@@ -45,8 +45,10 @@ class PruneConfig(BaseModel):
     """Remove this share of the weights' bytes."""
     target_latency: float | None = None
     """Keep this share of the measured latency."""
-    allocation: Literal["uniform", "global", "isomorphic"] = "uniform"
-    """The same share of every group, one threshold over all scores, or one per kind."""
+    allocation: Literal["uniform", "global", "isomorphic", "sensitivity", "latency"] | None = None
+    """The same share of every group (the default), one threshold over all scores, one per kind,
+    by measured sensitivities (the default with --sensitivity), or by the latency that widths save
+    (the default with --target-latency)."""
     sensitivity: Path | None = None
     """A file of `sensitivity`, from which the ratios come."""
     max_loss: float | None = None
@@ -143,6 +145,7 @@ class PruneConfig(BaseModel):
         """
         from onnxslim_kd.passes.prune import Choice
         from onnxslim_kd.passes.ratios import Amount
+        from onnxslim_kd.passes.targets import Device
         from onnxslim_kd.plans import Plan
 
         if self.plan is not None:
@@ -159,6 +162,7 @@ class PruneConfig(BaseModel):
             amount=Amount(self.round_to or 0, self.selector),
             target=self.target,
             allocation=self.allocation,
+            device=Device(self.provider, self.threads, self.cache),
             sensitivity=self._curves(),
             max_loss=self.max_loss,
             samples=samples,
@@ -180,7 +184,7 @@ class PruneConfig(BaseModel):
         if len(given) > 1:
             raise UserError(f"give one target, not {' and '.join(f'--target-{q}' for q in given)}")
         if self.target_latency is not None:
-            return LatencyTarget(self.target_latency, self.provider, self.threads, self.cache)
+            return LatencyTarget(self.target_latency)
         return next((Target(q, shares[q]) for q in quantities if q in given), None)
 
     def _curves(self) -> "Curves | None":

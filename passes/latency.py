@@ -1,15 +1,18 @@
-"""Prune to a latency that is measured, not computed.
+"""Choose widths by the latency that they save, as measured here.
 
 1. Trace the model once: the seconds of every node, on this machine's runtime.
 2. Measure how each layer that a group touches answers to narrower widths (`latency_layers`).
 3. Walk from full widths to the floor along the best importance per second (`latency_path`).
-4. Cut at the stop that should hold the target, measure the whole model against the original, in
-   turn, and correct along the walk until the measured ratio holds.
+4. For a latency: cut at the stop that should hold it, measure the whole model against the original,
+   in turn, and correct along the walk until the measured ratio holds. For MACs, parameters or
+   bytes: stop where that share is gone.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import onnx_ir as ir
 
@@ -24,14 +27,15 @@ from onnxslim_kd.passes.latency_layers import WHOLE, Layer, Survey
 from onnxslim_kd.passes.latency_measure import Clock, this_machine
 from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
 from onnxslim_kd.passes.ratios import Candidate
-from onnxslim_kd.passes.targets import LatencyTarget
+from onnxslim_kd.passes.targets import CLOSE, LatencyTarget, Quantity, Target, measure
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.staircase import Table
 from onnxslim_kd.workload import Shape, workloads
 
 TRIES = 10
-SHARPEN = 2
-"""Measure that often before a ratio is believed to hold: the first time may have been luck."""
+CONFIRM = 2
+"""Measure that often again, in new sessions, before a ratio is believed to hold: the median
+counts, for the first time may have been luck."""
 BLOCKING = 3
 """Layers that stay whole, to name when a target is out of reach."""
 
@@ -56,12 +60,12 @@ class Course:
         fixed = max(sum(self.seconds.values()) - layers, 0.0)
         return [self.scale * (fixed + s.seconds) / (fixed + layers) for s in self.stops]
 
-    def finer(self, settled: Settled) -> "Course":
-        """Walk again in smaller steps from the last stop that measured above the target."""
-        above, below = (self.stops[index] for index in settled.bracket)
+    def finer(self, bracket: tuple[int, int], scale: float = 1.0) -> "Course":
+        """Walk again in smaller steps from the last stop above a target."""
+        above, below = (self.stops[index] for index in bracket)
         most = (above.seconds - below.seconds) / 2
         stops = descend(self.menus, self.layers, start=above.levels, most=most)
-        return replace(self, stops=stops, scale=self.scale * settled.scale)
+        return replace(self, stops=stops, scale=self.scale * scale)
 
     def kept(self, index: int) -> float:
         """Return the share of the importance that is kept at a stop."""
@@ -76,10 +80,9 @@ class Course:
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for the stop that measures the target."""
+    """Looks for the stop that holds a target."""
 
     analysis: Analysis
-    target: LatencyTarget
     clock: Clock
     shapes: Mapping[str, Shape]
     criterion: str
@@ -105,44 +108,60 @@ class Search:
         prune.apply(again, prune.removed_by(again, decided))
         return again.model
 
-    def measure(self, course: Course, index: int) -> float:
+    def measure(self, course: Course, target: LatencyTarget, index: int) -> float:
         """Cut at a stop and measure; what seems to hold is measured again before it is believed."""
-        made, ratio = self.cut(self.decided(course, index)), 0.0
-        for _ in range(SHARPEN):
-            ratio = self.clock.ratio(self.analysis.model, made, self.shapes)
-            if abs(ratio / self.target.share - 1) > self.target.tolerance:
-                break
-        return ratio
+        made = self.cut(self.decided(course, index))
+        found = [self.clock.ratio(self.analysis.model, made, self.shapes)]
+        if target.holds(found[0]):
+            again = range(CONFIRM)
+            found += [self.clock.ratio(self.analysis.model, made, self.shapes) for _ in again]
+        return median(found)
 
-    def settle(self, course: Course) -> tuple[Course, Settled]:
+    def settle(self, course: Course, target: LatencyTarget) -> tuple[Course, Settled]:
         """Go along the walk until the target holds; where steps are too long, take finer ones."""
         tries, found = 0, []
         while True:
             settled = settle(
                 course.predicted,
-                partial(self.measure, course),
-                self.target.share,
-                tolerance=self.target.tolerance,
+                partial(self.measure, course, target),
+                target.share,
+                tolerance=target.tolerance,
                 tries=TRIES - tries,
             )
             tries += settled.tries
             found.append((course, replace(settled, tries=tries)))
             above, below = settled.bracket
             if settled.held or tries >= TRIES or above < 0 or below == len(course.stops):
-                return min(found, key=lambda f: abs(f[1].ratio / self.target.share - 1))
-            course = course.finer(settled)
+                return min(found, key=lambda f: abs(f[1].ratio / target.share - 1))
+            course = course.finer(settled.bracket, settled.scale)
+
+    def gone(self, course: Course, index: int, quantity: Quantity) -> float:
+        """Return the share of MACs, parameters or bytes that is gone at a stop."""
+        removed = prune.mark(self.analysis, course.removed(index))
+        whole = measure(self.analysis, None, quantity)
+        return 1 - measure(self.analysis, removed, quantity) / whole if whole else 0.0
+
+    def reach(self, course: Course, target: Target) -> tuple[Course, int]:
+        """Find the first stop where the share is gone, in finer steps where they are too long."""
+        for _ in range(TRIES):
+            share = partial(self.gone, course, quantity=target.quantity)
+            stops = range(len(course.stops))
+            index = bisect_left(stops, target.share - CLOSE, key=share)
+            if index in (0, len(stops)) or share(index) < target.share + CLOSE:
+                break
+            course = course.finer((index - 1, index))
+        return course, min(index, len(stops) - 1)
 
 
-def plan(
-    analysis: Analysis, choice: prune.Choice, target: LatencyTarget, clock: Clock | None = None
-) -> Plan:
-    """Decide which channels go so that the model measures ``target.share`` of its latency.
+def plan(analysis: Analysis, choice: prune.Choice, clock: Clock | None = None) -> Plan:
+    """Decide by latency which channels go, until the target holds.
+
+    A latency target is measured on the whole model; MACs, parameters and bytes are counted.
 
     Args:
         analysis: A model with its ties solved.
-        choice: What to prune; its ratio and amount play no role.
-        target: The latency to reach, and on what.
-        clock: What measures; this machine unless given.
+        choice: What to prune, its target and device; its ratio and amount play no role.
+        clock: What measures; the choice's device unless given.
 
     Raises:
         UserError: The choice names nothing or wants to decide the widths, an input's size is not
@@ -150,27 +169,34 @@ def plan(
     """
     _check(choice)
     ranked, refused, notes = prune.rank(analysis, choice)
-    clock = clock or this_machine(target)
+    clock = clock or this_machine(choice.device)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
-    search = Search(analysis, target, clock, shapes, choice.criterion)
-    course, settled = search.settle(survey(analysis, ranked, clock, shapes))
-    notes += _said(target, course, settled, clock.table)
+    search = Search(analysis, clock, shapes, choice.criterion)
+    course = survey(analysis, ranked, clock, shapes)
+    on = f"{choice.device.provider}, threads: {choice.device.setting.threads}"
+    if isinstance(choice.target, LatencyTarget):
+        course, settled = search.settle(course, choice.target)
+        index = settled.index
+        notes += _held(choice.target, course, settled, on)
+    else:
+        assert choice.target is not None
+        course, index = search.reach(course, choice.target)
+        share = search.gone(course, index, choice.target.quantity)
+        notes += _reached(choice.target, course, index, share, on)
+    notes += _tabled(course, index, clock.table)
     update = {"notes": tuple(notes), "refused": tuple(refused)}
-    return search.decided(course, settled.index).model_copy(update=update)
+    return search.decided(course, index).model_copy(update=update)
 
 
 def _check(choice: prune.Choice) -> None:
     """Refuse what would be ignored."""
     decides = {
-        "--allocation": choice.allocation != "uniform",
         "--round-to": choice.amount.round_to > 1,
         "--selector": choice.amount.selector != "share",
-        "--sensitivity": choice.sensitivity is not None,
     }
     if given := [option for option, is_given in decides.items() if is_given]:
         raise UserError(
-            f"--target-latency measures which widths pay, and decides itself:"
-            f" leave out {' and '.join(given)}"
+            f"latency decides which widths pay, and by itself: leave out {' and '.join(given)}"
         )
 
 
@@ -186,22 +212,37 @@ def survey(
     return Course(ranked, menus, layers, seconds, descend(menus, layers))
 
 
-def _said(target: LatencyTarget, course: Course, settled: Settled, table: Table) -> list[str]:
-    """The notes of a plan: what was measured, and what stopped the search."""
-    on = f"{target.provider}, threads: {target.setting.threads}"
+def _held(target: LatencyTarget, course: Course, settled: Settled, on: str) -> list[str]:
+    """The notes on a latency: what was measured, and what stopped the search."""
+    ratio, tries = settled.ratio, settled.tries
+    notes = [f"measured {ratio:.3f} of the original's latency ({on}) after {tries} tries"]
+    if not settled.held:
+        notes.append(_stopped(target, course, settled))
+    return notes
+
+
+def _reached(target: Target, course: Course, index: int, share: float, on: str) -> list[str]:
+    """The notes on a quantity that is counted."""
+    expected = course.predicted[index]
     text = (
-        f"measured {settled.ratio:.3f} of the original's latency ({on}) after {settled.tries}"
-        f" tries; kept {course.kept(settled.index):.1%} of the importance;"
-        f" measured {table.measured} layers anew"
+        f"widths by latency: {share:.1%} of the {target.quantity} is gone,"
+        f" {expected:.2f} of the latency is expected ({on})"
     )
-    notes = [text]
+    if share >= target.share - CLOSE:
+        return [text]
+    return [f"{text}; {target.share:.1%} was asked for, and every group is at its floor"]
+
+
+def _tabled(course: Course, index: int, table: Table) -> list[str]:
+    """The notes on what both come from."""
+    notes = [
+        f"kept {course.kept(index):.1%} of the importance; measured {table.measured} layers anew"
+    ]
     if table.foreign:
         notes.append(
             f"times in {table.path.name} from elsewhere were not used:"
             f" {'; '.join(sorted(table.foreign))}"
         )
-    if not settled.held:
-        notes.append(_stopped(target, course, settled))
     return notes
 
 

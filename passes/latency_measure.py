@@ -14,7 +14,7 @@ from onnxslim_kd.bench import Setting
 from onnxslim_kd.errors import OperationError
 from onnxslim_kd.model import ModelLike
 from onnxslim_kd.passes.latency_layers import WHOLE
-from onnxslim_kd.passes.targets import LatencyTarget
+from onnxslim_kd.passes.targets import Device
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.staircase import Table
 from onnxslim_kd.statistics import Ratio
@@ -33,9 +33,9 @@ class Clock:
     """The seconds of single layers."""
 
 
-def this_machine(target: LatencyTarget) -> Clock:
+def this_machine(device: Device) -> Clock:
     """Return what measures on this machine, with its table on disk."""
-    setting = target.setting
+    setting = device.setting
 
     def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
         feeds = workloads(model, [shapes])[0].feeds[0]
@@ -51,7 +51,7 @@ def this_machine(target: LatencyTarget) -> Clock:
     def ratio(original: ir.Model, pruned: ir.Model, shapes: Mapping[str, Shape]) -> float:
         return compare(original, pruned, shapes, setting).median
 
-    table = staircase.open_table(setting.provider, setting.threads, target.cache)
+    table = staircase.open_table(setting.provider, setting.threads, device.cache)
     return Clock(trace, ratio, table)
 
 

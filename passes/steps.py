@@ -16,7 +16,6 @@ from onnxslim_kd.passes.criteria import criterion
 from onnxslim_kd.passes.groups import Analysis, Parameter, analyse
 from onnxslim_kd.passes.importance import Criterion, Scores
 from onnxslim_kd.passes.ratios import Candidate
-from onnxslim_kd.passes.targets import Target
 from onnxslim_kd.plans import Plan
 
 GONE = -1.0
@@ -29,8 +28,10 @@ def plan(analysis: Analysis, choice: prune.Choice) -> Plan:
     Raises:
         UserError: As `prune.plan`; or the steps do not go with the target or the selector.
     """
-    if choice.amount.selector != "share" or not isinstance(choice.target, Target | None):
-        raise UserError("--steps goes neither with --selector energy nor with --target-latency")
+    if choice.amount.selector != "share" or choice.spread == "latency":
+        raise UserError(
+            "--steps goes neither with --selector energy nor with widths chosen by latency"
+        )
     removed = np.zeros(analysis.components.count, bool)
     seen: list[Scores] = []
     for step in range(1, choice.steps + 1):

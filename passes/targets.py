@@ -21,7 +21,7 @@ from onnxslim_kd.passes.importance import Scores
 from onnxslim_kd.passes.ratios import Amount, Candidate
 
 Quantity = Literal["macs", "params", "size"]
-Allocation = Literal["uniform", "global", "isomorphic"]
+Allocation = Literal["uniform", "global", "isomorphic", "sensitivity", "latency"]
 CLOSE = 1e-2
 """How near to the target is near enough, as a share (PaddleSlim's UniformPruneStrategy)."""
 STEPS = 40
@@ -47,6 +47,22 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What latency is measured on."""
+
+    provider: str = "cpu"
+    threads: int = 0
+    """Threads inside an operator; 0 stands for the cores that this process may use."""
+    cache: Path | None = None
+    """The folder of measured layers; the platform's place for such files unless given."""
+
+    @property
+    def setting(self) -> Setting:
+        """How a whole model is measured."""
+        return Setting(self.provider, self.threads, rounds=40, seconds=6.0)
+
+
+@dataclass(frozen=True)
 class LatencyTarget:
     """Keep this share of the latency, as measured on this machine (see `passes.latency`).
 
@@ -55,11 +71,6 @@ class LatencyTarget:
     """
 
     share: float
-    provider: str = "cpu"
-    threads: int = 0
-    """Threads inside an operator; 0 stands for the cores that this process may use."""
-    cache: Path | None = None
-    """The folder of measured layers; the platform's place for such files unless given."""
     tolerance: float = 0.02
     """How near the measured ratio must be, as a share of ``share``; measured again it then holds
     within 3 %."""
@@ -70,10 +81,9 @@ class LatencyTarget:
                 f"--target-latency: the share to keep must be in (0, 1), got {self.share:g}"
             )
 
-    @property
-    def setting(self) -> Setting:
-        """How the whole model is measured."""
-        return Setting(self.provider, self.threads, rounds=40, seconds=6.0)
+    def holds(self, ratio: float) -> bool:
+        """Return whether a measured ratio is what was asked for."""
+        return abs(ratio / self.share - 1) <= self.tolerance
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from onnxslim_kd.passes.groups import analyse
 from onnxslim_kd.passes.latency_layers import WHOLE, Survey
 from onnxslim_kd.passes.latency_measure import Clock
 from onnxslim_kd.passes.latency_path import Menu, descend, kept_importance, menu, settle
-from onnxslim_kd.passes.targets import LatencyTarget
+from onnxslim_kd.passes.targets import Device, LatencyTarget, Target
 from onnxslim_kd.profile import Operator
 from onnxslim_kd.staircase import Meter, Origin, Probe, Table
 from onnxslim_kd.statistics import Ratio
@@ -66,7 +66,7 @@ class Machine:
 def decided(folder: Path, target: float, pattern: str = ".*", **machine: float):
     made = Machine(folder, **machine)
     analysis = analyse(build(WIDE))
-    plan = latency.plan(analysis, Choice(pattern=pattern), LatencyTarget(target), made.clock)
+    plan = latency.plan(analysis, Choice(pattern=pattern, target=LatencyTarget(target)), made.clock)
     widths = {m.parameter: m.after for g in plan.groups for m in g.members if m.kept is not None}
     return plan, widths, made
 
@@ -100,7 +100,7 @@ def test_where_a_trace_tells_nothing_layers_count_by_themselves(tmp_path: Path) 
     whole = 1.5 * sum(machine.trace(build(WIDE), {}).values())
     clock = dataclasses.replace(machine.clock, trace=lambda *_: {WHOLE: whole})
     analysis = analyse(build(WIDE))
-    plan = latency.plan(analysis, Choice(pattern=".*"), LatencyTarget(0.5), clock)
+    plan = latency.plan(analysis, Choice(pattern=".*", target=LatencyTarget(0.5)), clock)
     measured = machine.ratio(build(WIDE), prune.cut(build(WIDE), plan), {})
     assert measured == pytest.approx(0.5, rel=0.03)
 
@@ -118,6 +118,26 @@ def test_nothing_to_cut_is_said(tmp_path: Path) -> None:
     assert plan.groups == ()
     assert plan.refused[0].reason.startswith("graph output")
     assert "not reached" in plan.notes[1]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_latency_chooses_the_widths_for_macs_as_well(tmp_path: Path, share: float) -> None:
+    machine = Machine(tmp_path)
+    choice = Choice(pattern=".*", target=Target("macs", share), allocation="latency")
+    plan = latency.plan(analyse(build(WIDE)), choice, machine.clock)
+    assert 1 - plan.macs_after / plan.macs_before == pytest.approx(share, abs=0.04)
+    widths = [m.after for g in plan.groups for m in g.members if m.kept is not None]
+    assert all(width % machine.block == 0 for width in widths)
+    measured = machine.ratio(build(WIDE), prune.cut(build(WIDE), plan), {})
+    said = f"of the macs is gone, {measured:.2f} of the latency is expected (cpu, threads:"
+    assert said in plan.notes[0]
+
+
+def test_macs_out_of_reach_by_latency_are_said(tmp_path: Path) -> None:
+    choice = Choice(pattern="w1", target=Target("macs", 0.9), allocation="latency")
+    plan = latency.plan(analyse(build(WIDE)), choice, Machine(tmp_path).clock)
+    assert plan.groups[0].removed == 96
+    assert "90.0% was asked for, and every group is at its floor" in plan.notes[0]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
@@ -324,7 +344,7 @@ def test_a_table_from_elsewhere_is_measured_again_and_that_is_said(tmp_path: Pat
     assert table.seconds([conv(4)]) == [1.0]
     assert table.foreign == {"another cpu, ONNX Runtime 1.0"}
     plan, _, _ = decided(tmp_path, 0.5)
-    assert plan.notes[1] == (
+    assert plan.notes[-1] == (
         "times in staircase.jsonl from elsewhere were not used: another cpu, ONNX Runtime 1.0"
     )
 
@@ -414,7 +434,20 @@ def run(*arguments: object):
     [
         (("--target-latency", 0.5, "--target-macs", 0.5), "not --target-macs and --target-latency"),
         (("--target-latency", 1.5), "the share to keep must be in (0, 1), got 1.5"),
-        (("--target-latency", 0.5, "--round-to", 16), "decides itself: leave out --round-to"),
+        (("--target-latency", 0.5, "--round-to", 16), "by itself: leave out --round-to"),
+        (
+            ("--target-latency", 0.5, "--allocation", "global"),
+            "decides itself: leave out --allocation global",
+        ),
+        (("--allocation", "latency"), "needs to know how far: give --target-latency, or"),
+        (
+            ("--allocation", "latency", "--target-macs", 0.5, "--steps", 2),
+            "--steps goes neither with",
+        ),
+        (
+            ("--allocation", "sensitivity", "--target-macs", 0.5),
+            "--allocation sensitivity needs what was measured: --sensitivity FILE",
+        ),
         (("--target-latency", 0.5), "input x is free in size; give every ? of --input x=1x3x?x?"),
     ],
 )
@@ -469,8 +502,9 @@ def test_this_machine_measures_what_was_asked(tmp_path: Path) -> None:
     from onnxslim_kd.zoo.export import export
 
     model = export("mobilenet_v1")
-    target = LatencyTarget(0.6, threads=1, cache=tmp_path)
-    result = api.prune(model, Choice(pattern=".*", target=target))
+    device = Device(threads=1, cache=tmp_path)
+    choice = Choice(pattern=".*", target=LatencyTarget(0.6), device=device)
+    result = api.prune(model, choice)
     sizes = {"image": (1, 3, 224, 224)}
-    ratio = latency_measure.compare(model, result.model, sizes, target.setting)
+    ratio = latency_measure.compare(model, result.model, sizes, device.setting)
     assert ratio.median == pytest.approx(0.6, rel=0.05)
