@@ -8,6 +8,21 @@ import onnx_ir as ir
 from onnxslim_kd.errors import ModelError
 
 
+def graphs(model: ir.Model) -> list[ir.Graph]:
+    """Return the main graph and every body inside of it, and those of functions."""
+    if model.functions:
+        return list(model.graphs())
+    found = [model.graph]
+    for graph in found:  # grows while it is walked
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    found.append(attribute.value)
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    found.extend(attribute.value)
+    return found
+
+
 def has_rank(value: ir.Value | None) -> bool:
     """Tell whether the rank of ``value`` is known."""
     return value is not None and value.shape is not None

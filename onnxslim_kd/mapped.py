@@ -1,59 +1,66 @@
-"""Read big ONNX files without copying their weights: they stay in the file, mapped into memory.
+"""Read ONNX files without copying their weights: they stay in the file's bytes.
 
-Protobuf has no such thing: parsing a file of 1.5 GB takes 3 GB. But the weights are `raw_data`
-fields of the message, so the file is walked field by field (a few per node), a message without
-the big ones is put together and parsed, and tensors that look into the file are set in their
-place. All other rules of the format stay with protobuf, which parses the rest.
+Protobuf copies every weight when it parses, and again when its bytes are asked for. But weights
+are `raw_data` fields of the message, so the file is walked field by field (a few per node), a
+message without the big ones is put together and parsed, and tensors that look into the file are
+set in their place. All other rules of the format stay with protobuf, which parses the rest.
 
     file:     model { graph { node ... initializer { dims name raw_data } ... } }
     parsed:   model { graph { node ... initializer { dims name external_data } ... } }
-    attached: the same model, its tensors numpy views of the mapped file
+    attached: the same model, its tensors numpy views of the file's bytes
 """
 
 import mmap
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from onnxslim_kd.errors import ModelError
+from onnxslim_kd.wire import Buffer, field, head
 
 LARGE = 256 * 2**20
-"""Bytes of a file from which this is worth it: a mapped file must not be cut while it is in use."""
+"""Bytes from which a file is mapped, not read: a mapped file must not be cut while in use."""
 LEAST = 4096
 """Bytes of a field from which it stays in the file."""
 MARK = "\0mapped"
 """Stands for the file itself where external data has a file name; no file can be called so."""
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Parse ``path`` without its big weights, which `attach` sets afterwards.
+def read(path: Path) -> tuple[onnx.ModelProto, Buffer]:
+    """Parse ``path`` without its big weights, which `attach` sets from the bytes.
 
     Raises:
         google.protobuf.message.DecodeError: As protobuf does.
         OSError: The file cannot be read.
         ValueError: The file is not a protobuf message, or is cut short.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            light = _without_weights(data, 0, len(data), "model")
-        except IndexError as error:
-            raise ValueError("the file is cut short") from error
+    data = _bytes(path)
+    try:
+        light = _without_weights(data, 0, len(data), "model")
+    except IndexError as error:
+        raise ValueError("the file is cut short") from error
     proto = onnx.ModelProto()
     proto.ParseFromString(light)
-    return proto
+    return proto, data
 
 
-def attach(model: ir.Model, path: Path) -> None:
-    """Give ``model``, read from ``path``, the tensors that stayed in the file.
+def _bytes(path: Path) -> Buffer:
+    if path.stat().st_size < LARGE:
+        return path.read_bytes()
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def attach(graphs: Iterable[ir.Graph], data: Buffer) -> None:
+    """Give a model's graphs the tensors that stayed in the bytes it was read from.
 
     Raises:
         ModelError: A tensor holds more or fewer bytes than its shape needs.
     """
-    data = np.memmap(path, np.uint8, mode="r")
-    for graph in model.graphs():
+    for graph in graphs:
         for value in graph.initializers.values():
             if _is_marked(value.const_value):
                 value.const_value = _tensor(value.const_value, data)
@@ -68,7 +75,7 @@ def _is_marked(tensor: object) -> bool:
     return isinstance(tensor, ir.ExternalTensor) and tensor.location == MARK
 
 
-def _tensor(marked: ir.TensorProtocol | None, data: np.ndarray[Any, Any]) -> ir.TensorProtocol:
+def _tensor(marked: ir.TensorProtocol | None, data: Buffer) -> ir.TensorProtocol:
     """A tensor that looks into ``data``, where the mark says."""
     assert isinstance(marked, ir.ExternalTensor)
     start, length = marked.offset or 0, marked.length or 0
@@ -77,72 +84,31 @@ def _tensor(marked: ir.TensorProtocol | None, data: np.ndarray[Any, Any]) -> ir.
             f"tensor {marked.name} holds {length} bytes, its shape"
             f" {list(marked.shape.numpy())} needs {marked.nbytes}"
         )
-    view = data[start : start + length]
+    view = np.frombuffer(data, np.uint8, length, start)
     if marked.dtype.bitwidth < 8:
         return ir.PackedTensor(view, marked.dtype, shape=marked.shape, name=marked.name)
-    array = np.frombuffer(view, marked.dtype.numpy()).reshape(marked.shape.numpy())
+    array = view.view(marked.dtype.numpy()).reshape(marked.shape.numpy())
     return ir.Tensor(array, marked.dtype, shape=marked.shape, name=marked.name)
 
 
-# ---------------------------------------------------------------------- the wire format
-
-
-def _without_weights(data: mmap.mmap, start: int, end: int, kind: str) -> bytes:
+def _without_weights(data: Buffer, start: int, end: int, kind: str) -> bytes:
     """Copy a message, field by field, with marks instead of big weights."""
-    out, position = bytearray(), start
+    out, position, copied, inside = bytearray(), start, start, INNER[kind]
     while position < end:
-        number, body, stop = _field(data, position)
+        number, body, stop = field(data, position)
         if stop > end:
             raise IndexError(stop)
-        inner = INNER[kind].get(number) if stop - body >= LEAST else None
-        if inner is None:
-            out += data[position:stop]
-        elif inner == "weights":
-            out += _mark(body, stop - body)
-        else:
-            light = _without_weights(data, body, stop, inner)
-            out += _bytes_field(number, light)
+        inner = inside.get(number) if stop - body >= LEAST else None
+        if inner is not None:
+            out += data[copied:position]
+            if inner == "weights":
+                out += _mark(body, stop - body)
+            else:
+                light = _without_weights(data, body, stop, inner)
+                out += head(number, len(light)) + light
+            copied = stop
         position = stop
-    return bytes(out)
-
-
-def _field(data: mmap.mmap, position: int) -> tuple[int, int, int]:
-    """The number of the field at ``position``, where its content begins and where it ends."""
-    tag, body = _varint(data, position)
-    form = tag & 7
-    if form == _LENGTH:
-        length, body = _varint(data, body)
-        return tag >> 3, body, body + length
-    if form == _VARINT:
-        return tag >> 3, body, _varint(data, body)[1]
-    if form not in _FIXED:
-        raise ValueError(f"byte {position} is no field of a protobuf message")
-    return tag >> 3, body, body + _FIXED[form]
-
-
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, least first, and the position behind it."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-
-
-def _bytes_field(number: int, content: bytes) -> bytes:
-    return _encoded(number << 3 | _LENGTH) + _encoded(len(content)) + content
-
-
-def _encoded(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes(out + data[copied:end])
 
 
 def _mark(offset: int, length: int) -> bytes:
@@ -153,8 +119,6 @@ def _mark(offset: int, length: int) -> bytes:
     return tensor.SerializeToString()
 
 
-_VARINT, _LENGTH = 0, 2
-_FIXED = {1: 8, 5: 4}
 # message -> field number -> the message in that field (onnx.proto); all else is copied as it is
 INNER = {
     "model": {7: "graph"},

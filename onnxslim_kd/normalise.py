@@ -7,38 +7,42 @@
 5. Shapes are inferred on a copy without weights.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxslim_kd.access import dims, has_rank, name_of
+from onnxslim_kd.access import dims, graphs, has_rank
 from onnxslim_kd.errors import ModelError
+from onnxslim_kd.inference import infer_shapes, without_weights
 
 OPSET = 17
 """The lowest opset that passes see; older models are raised to it."""
 IR_VERSIONS = (8, 13)
 """The IR versions written: 8 is opset 17's own, 13 the newest that ONNX Runtime 1.31 loads."""
-SMALL = 1024
-"""Bytes up to which a tensor counts as a constant of shape arithmetic, not as a weight."""
 
 
-def normalised(model: ir.Model) -> None:
-    """Bring ``model`` into the one form that passes expect, in place."""
-    common.InlinePass()(model)
+def normalised(model: ir.Model, *, typed: bool = False) -> None:
+    """Bring ``model`` into the one form that passes expect, in place.
+
+    Args:
+        model: Any model.
+        typed: Whether shapes were inferred already.
+    """
+    if model.functions:
+        common.InlinePass()(model)
     for value in model.graph.inputs:
         if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
             free = [None if isinstance(d, int) and d < 0 else d for d in value.shape]
             value.shape = ir.Shape(free)  # some exporters write -1 for a dynamic dimension
     common.RemoveInitializersFromInputsPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if any(node.op_type == "Constant" for graph in graphs(model) for node in graph):
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     low, high = IR_VERSIONS
     model.ir_version = min(max(model.ir_version or low, low), high)
     raise_opset(model)
     _name_nodes(model)
-    infer_shapes(model)
+    if not typed:
+        infer_shapes(model)
     _explicit_pads(model)
 
 
@@ -92,9 +96,10 @@ def adopt(model: ir.Model, other: ir.Model) -> None:
 
 def _name_nodes(model: ir.Model) -> None:
     """Give every node a unique name: plans, reports and merges refer to nodes by name."""
-    taken = {node.name for node in model.graph.all_nodes() if node.name}
+    nodes = [node for graph in graphs(model) for node in graph]
+    taken = {node.name for node in nodes if node.name}
     seen: set[str] = set()
-    for index, node in enumerate(model.graph.all_nodes()):
+    for index, node in enumerate(nodes):
         if not node.name or node.name in seen:
             base = node.name or f"{node.op_type}_{index}"
             name, extra = base, 0
@@ -108,8 +113,10 @@ def _name_nodes(model: ir.Model) -> None:
 def _explicit_pads(model: ir.Model) -> None:
     """Turn auto_pad into pads where the spatial shape is known (ONNX Conv, MaxPool, ... docs)."""
     for node in model.graph:
+        if node.op_type not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+            continue
         mode = node.attributes.get_string("auto_pad", "NOTSET")
-        if mode == "NOTSET" or node.op_type not in ("Conv", "MaxPool", "AveragePool", "LpPool"):
+        if mode == "NOTSET":
             continue
         if mode == "VALID":
             node.attributes.pop("auto_pad")
@@ -129,65 +136,3 @@ def _explicit_pads(model: ir.Model) -> None:
             end.append(large if mode == "SAME_UPPER" else small)
         node.attributes.pop("auto_pad")
         node.attributes["pads"] = ir.AttrInt64s("pads", begin + end)
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Set the shapes and types that ONNX shape inference finds, without copying weights.
-
-    Raises:
-        ModelError: The graph contradicts itself; the message names the node.
-    """
-    with without_weights(model) as proto:
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-            raise ModelError(f"shape inference failed: {error}") from error
-    found = {info.name: info.type for info in inferred.graph.value_info}
-    found |= {info.name: info.type for info in inferred.graph.output}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.name in found:
-                _set_type(value, found[value.name])
-
-
-def _set_type(value: ir.Value, proto: onnx.TypeProto) -> None:
-    shape = ir.serde.deserialize_type_proto_for_shape(proto)
-    kind = ir.serde.deserialize_type_proto_for_type(proto)
-    if kind is not None:
-        value.type = kind
-    if shape is not None:
-        value.shape = shape
-
-
-@contextmanager
-def without_weights(
-    model: ir.Model, limit: int = SMALL, only: Callable[[ir.Value], bool] = lambda value: True
-) -> Iterator[onnx.ModelProto]:
-    """Give the model as a proto whose big initializers are graph inputs instead.
-
-    Tensors of at most ``limit`` bytes stay, for shape arithmetic needs them, and those that are
-    not meant by ``only``. Copying weights into a C++ pass would cost more than everything else
-    (and fails above 2 GB).
-    """
-    graph = model.graph
-    held = dict(graph.initializers.items())
-    n_inputs = len(graph.inputs)
-    big = []
-    for value in held.values():
-        tensor = value.const_value
-        if tensor is None or (tensor.nbytes > limit and only(value)):
-            big.append((value, tensor))
-    try:
-        for value, tensor in big:
-            if tensor is not None:
-                value.shape = ir.Shape(tensor.shape.numpy())
-                value.type = ir.TensorType(tensor.dtype)
-            del graph.initializers[name_of(value)]
-            graph.inputs.append(value)
-        yield ir.serde.serialize_model(model)
-    finally:
-        while len(graph.inputs) > n_inputs:
-            graph.inputs.pop()  # a slice deletion would leave the values marked as inputs
-        graph.initializers.clear()
-        for value in held.values():
-            graph.initializers.add(value)

@@ -3,14 +3,14 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxslim_kd.errors import OperationError, UserError
-from onnxslim_kd.normalise import SMALL
+from onnxslim_kd.memory import collection_paused
+from onnxslim_kd.streaming import write_beside, write_whole
 
 TWO_GB = 2**31 - 2**20
 """Protobuf refuses messages of 2 GiB; the margin is for the graph around the weights."""
@@ -44,8 +44,11 @@ def save(
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror}") from error
     try:
-        _write(model, Path(folder) / target.name, external_data=external_data)
+        with collection_paused():
+            (write_beside if external_data else write_whole)(model, Path(folder) / target.name)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the .data file first
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
             os.replace(file, target.parent / file.name)
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror or error}") from error
@@ -77,42 +80,6 @@ def weight_bytes(model: ir.Model) -> int:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-
-
-def _write(model: ir.Model, path: Path, *, external_data: bool) -> None:
-    if external_data:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=SMALL)
-    else:
-        with embedded(model):
-            proto = ir.serde.serialize_model(model)
-        weights = {tensor.name for tensor in proto.graph.initializer}
-        infos = [info for info in proto.graph.value_info if info.name not in weights]
-        del proto.graph.value_info[:]  # a weight says its shape itself
-        proto.graph.value_info.extend(infos)
-        path.write_bytes(proto.SerializeToString())
-    for file in path.parent.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-@contextmanager
-def embedded(model: ir.Model) -> Iterator[None]:
-    """Serialise external tensors by value for the time of the block."""
-    values = [
-        value
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    ]
-    held = [value.const_value for value in values]
-    try:
-        for value, tensor in zip(values, held, strict=True):
-            assert tensor is not None
-            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
-        yield
-    finally:
-        for value, tensor in zip(values, held, strict=True):
-            value.const_value = tensor
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:

@@ -71,7 +71,7 @@ def test_constants_and_bodies_are_mapped_as_well(tmp_path):
     yes = numpy_helper.from_array(np.array(True), "yes")
     node = helper.make_node("If", ["yes"], ["w"], then_branch=branch, else_branch=branch)
     path = written(tmp_path, model(yes, nodes=[node]))
-    light = mapped.read(path)
+    light, _ = mapped.read(path)
     assert light.ByteSize() < path.stat().st_size
     again = ir.to_proto(load(path, normalise=False))
     constants = [a.g.node[0].attribute[0].t for a in again.graph.node[0].attribute]

@@ -1,0 +1,140 @@
+"""Write ONNX files without copying their weights: they go from where they are into the file.
+
+    written:  model { ... graph { node ... initializer { dims name raw_data } ... } }
+
+The message is serialised without its big weights. Their lengths are known, so that the lengths of
+what holds them are too, and all can be written from first to last.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from onnxslim_kd.access import graphs
+from onnxslim_kd.inference import SMALL, message
+from onnxslim_kd.mapped import LEAST, MARK
+from onnxslim_kd.memory import release
+from onnxslim_kd.wire import head
+
+Tensors = dict[str, ir.TensorProtocol]
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
+"""Field numbers in ModelProto, GraphProto and TensorProto."""
+
+
+def write_whole(model: ir.Model, path: Path) -> None:
+    """Write ``model`` as one file."""
+    with _set_aside(model, LEAST, MARK) as big, embedded(model, but=MARK):
+        proto = _bare(model)
+    parts = [_serialised(tensor, big) for tensor in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    sizes = [len(light) + (tensor.nbytes if tensor else 0) for light, tensor in parts]
+    heads = [head(INITIALIZER, size) for size in sizes]
+    with path.open("wb") as file:
+        file.write(proto.SerializeToString())
+        file.write(head(GRAPH, len(graph) + sum(sizes) + sum(map(len, heads))))
+        file.write(graph)
+        for start, (light, tensor) in zip(heads, parts, strict=True):
+            file.write(start + light)
+            if tensor is not None:
+                _write_tensor(tensor, file)
+
+
+def _serialised(
+    initializer: onnx.TensorProto, big: Tensors
+) -> tuple[bytes, ir.TensorProtocol | None]:
+    """A tensor's message; a big one's up to the bytes that follow."""
+    tensor = big.get(initializer.name)
+    if tensor is None:
+        return initializer.SerializeToString(), None
+    initializer.ClearField("data_location")
+    initializer.ClearField("external_data")
+    return initializer.SerializeToString() + head(RAW_DATA, tensor.nbytes), tensor
+
+
+def write_beside(model: ir.Model, path: Path) -> None:
+    """Write ``model`` with its weights in a second file, ``<path>.data``."""
+    weights = path.with_name(f"{path.name}.data")
+    with _set_aside(model, SMALL + 1, weights.name) as big, embedded(model, but=weights.name):
+        proto = _bare(model)
+    path.write_bytes(proto.SerializeToString())
+    with weights.open("wb") as file:
+        for tensor in big.values():
+            _write_tensor(tensor, file)
+
+
+def _bare(model: ir.Model) -> onnx.ModelProto:
+    """The message, in which no weight has its shape twice."""
+    proto = message(model)
+    infos = [info for info in proto.graph.value_info if info.name not in model.graph.initializers]
+    if len(infos) < len(proto.graph.value_info):
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(infos)
+    return proto
+
+
+@contextmanager
+def _set_aside(
+    model: ir.Model, least: int, location: str
+) -> Iterator[dict[str, ir.TensorProtocol]]:
+    """Let the weights of at least so many bytes stand one after the other in another file."""
+    big = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and value.const_value.nbytes >= least
+        and value.const_value.dtype != ir.DataType.STRING
+    }
+    offset = 0
+    try:
+        for name, tensor in big.items():
+            model.graph.initializers[name].const_value = ir.ExternalTensor(
+                location,
+                offset,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+            offset += tensor.nbytes
+        yield big
+    finally:
+        for name, tensor in big.items():
+            model.graph.initializers[name].const_value = tensor
+
+
+@contextmanager
+def embedded(model: ir.Model, *, but: str | None = None) -> Iterator[None]:
+    """Serialise external tensors by value for the time of the block, but for those in one file."""
+    values = [
+        value
+        for graph in graphs(model)
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location != but
+    ]
+    held = [value.const_value for value in values]
+    try:
+        for value, tensor in zip(values, held, strict=True):
+            assert tensor is not None
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+        yield
+    finally:
+        for value, tensor in zip(values, held, strict=True):
+            value.const_value = tensor
+
+
+def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    """Append a tensor's bytes, and give back the memory of a mapped one."""
+    if isinstance(tensor, ir.Tensor | ir.ExternalTensor | ir.PackedTensor):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+    if isinstance(tensor, ir.Tensor):
+        release(tensor.numpy())

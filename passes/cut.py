@@ -1,0 +1,198 @@
+"""Cut: slice the weights, repair what counts channels, check the shapes. It decides nothing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd import model as model_io
+from onnxslim_kd.errors import PassError, UserError
+from onnxslim_kd.inference import extents, inferred, outline, set_types, types
+from onnxslim_kd.memory import collection_paused
+from onnxslim_kd.passes import fixups
+from onnxslim_kd.passes.channels import Birth, Ids
+from onnxslim_kd.passes.groups import Analysis, analyse
+from onnxslim_kd.plans import Member, Plan
+
+PLAN_KEY = "onnxslim_kd.pruned"
+
+
+def mark(analysis: Analysis, removed: Sequence[Ids]) -> Ids:
+    """Return a mask over components, True for those that go."""
+    mask = np.zeros(analysis.components.count, bool)
+    for labels in removed:
+        mask[labels] = True
+    return mask
+
+
+def cut(model: model_io.ModelLike, plan: Plan) -> ir.Model:
+    """Return ``model`` without the channels that ``plan`` removes; it decides nothing.
+
+    Raises:
+        UserError: The plan was made for another model.
+        PassError: The cut graph is not what the plan says.
+    """
+    analysis = analyse(
+        model_io.load(model),
+        attention=plan.options.attention,
+        free_outputs=plan.options.free_outputs,
+    )
+    apply(analysis, removed_by(analysis, plan))
+    return analysis.model
+
+
+def removed_by(analysis: Analysis, plan: Plan) -> Ids:
+    """Return the mask over components that ``plan`` means, for this model.
+
+    Raises:
+        UserError: The plan names what the model does not have, or cuts what must stay.
+    """
+    births = {(b.value.name, b.axis, b.size): b for b in analysis.births}
+    gone: list[Ids] = []
+    outputs: list[tuple[Member, Birth]] = []
+    for member in (m for group in plan.groups for m in group.members):
+        birth = births.get((member.parameter, member.axis, member.before))
+        if birth is None:
+            raise UserError(
+                f"the plan was made for another model: here is no {member.parameter} with"
+                f" {member.before} channels along axis {member.axis}"
+            )
+        if member.kept is not None:
+            drop = np.ones(birth.size, bool)
+            drop[list(member.kept)] = False
+            gone.append(analysis.labels(birth)[drop])
+            outputs.append((member, birth))
+    removed = mark(analysis, gone)
+    for label in np.flatnonzero(removed):
+        if (reason := analysis.components.pinned.get(int(label))) is not None:
+            raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
+    for member, birth in outputs:
+        keep = np.flatnonzero(~removed[analysis.labels(birth)])
+        if tuple(keep.tolist()) != member.kept:
+            raise UserError(
+                f"the plan was made for another model: {member.parameter} would keep"
+                f" {len(keep)} channels, the plan says {member.after}"
+            )
+    return removed
+
+
+def apply(analysis: Analysis, removed: Ids) -> None:
+    """Slice the weights of the analysed model in place and repair what counts channels.
+
+    Raises:
+        PassError: The shapes of the cut graph are not what the plan says.
+    """
+    if not removed.any():
+        return
+    with collection_paused():
+        gone = removed[analysis.components.label].astype(bool)
+        _ = analysis.other_sample  # of the graph before its weights change
+        state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
+        _slice_weights(analysis, gone)
+        fixups.repair(state)
+        _set_shapes(state)
+        _check_shapes(state)
+
+
+def _set_shapes(state: fixups.Cut) -> None:
+    """Write the new extents into the shapes of all values; symbols stay symbols."""
+    for value, expected in state.shapes.items():
+        if value.shape is None or value.is_initializer():
+            continue
+        before = state.analysis.shapes.shape[value]
+        changed = zip(value.shape, before, expected, strict=True)
+        value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
+
+
+def _slice_weights(analysis: Analysis, gone: Ids) -> None:
+    """Slice every weight along its cut axes; a vector shared by layers is cloned first."""
+    axes: dict[ir.Value, dict[int, Ids]] = {}
+    vectors: dict[ir.Value, list[tuple[Birth, Ids]]] = {}
+    for birth in analysis.births:
+        drop = gone[birth.start : birth.start + birth.size]
+        if birth.operand is None:
+            continue
+        keep = np.flatnonzero(~drop)
+        if len(analysis.shapes.shape[birth.value]) == 1:
+            vectors.setdefault(birth.value, []).append((birth, keep))
+        elif drop.any():
+            axes.setdefault(birth.value, {})[birth.axis] = keep
+    for value, cuts in axes.items():
+        _slice(value, cuts)
+    for value, uses in vectors.items():
+        _slice_vector(analysis.model.graph, value, uses)
+
+
+def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
+    array = _numbers(value)
+    for axis, keep in sorted(cuts.items(), key=lambda cut: len(cut[1])):
+        array = array[keep] if axis == 0 else np.take(array, keep, axis=axis)
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
+    value.const_value, value.shape = tensor, ir.Shape(array.shape)
+
+
+def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:
+    assert value.const_value is not None
+    if value.const_value.dtype.bitwidth < 8:
+        raise UserError(
+            f"{value.name} has type {value.const_value.dtype.name}, whose elements share bytes:"
+            f" leave it out with --ignore"
+        )
+    return value.const_value.numpy()
+
+
+def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, Ids]]) -> None:
+    """Slice a vector for each of its uses; equal cuts share one."""
+    whole = len(_numbers(value))
+    kinds = {keep.tobytes() for _, keep in uses}
+    if kinds == {np.arange(whole).tobytes()}:
+        return
+    if len(kinds) == 1 and len(uses) == len(value.uses()):
+        _slice(value, {0: uses[0][1]})
+        return
+    clones: dict[bytes, ir.Value] = {}
+    for birth, keep in uses:
+        if len(keep) == whole:
+            continue
+        if keep.tobytes() not in clones:
+            array = _numbers(value)[keep]
+            clones[keep.tobytes()] = model_io.new_initializer(graph, value.name or "w", array)
+        assert birth.operand is not None
+        birth.node.replace_input_with(birth.operand, clones[keep.tobytes()])
+    fixups.remove_dead(graph, [value])
+
+
+def _check_shapes(state: fixups.Cut) -> None:
+    """Infer the cut graph's shapes anew: each must be what the plan says."""
+    graph = state.analysis.model.graph
+    found = types(inferred(outline(state.analysis.model)))
+    known: dict[bytes, tuple[int | None, ...] | None] = {}
+    for value, expected in state.shapes.items():
+        node, kind = value.producer(), found.get(value.name or "")
+        if kind is None or node is None or node.graph is not graph:
+            continue  # not inferred, a weight, or removed with what it fed
+        key = kind.SerializeToString()
+        if key not in known:
+            known[key] = extents(kind)
+        have = known[key] or expected
+        if len(have) != len(expected) or any(
+            a is not None and a != b for a, b in zip(have, expected, strict=True)
+        ):
+            raise PassError(
+                f"after the cut {value.name} has shape {list(have)}, the plan says {list(expected)}"
+            )
+    missing = {v.name for node in graph for v in node.outputs if v.shape is None}
+    set_types(graph, {name: kind for name, kind in found.items() if name in missing})
+
+
+def record(model: ir.Model, plan: Plan) -> None:
+    """Leave in the metadata which plan made the model, without its long lists."""
+    summary = {
+        "criterion": plan.criterion,
+        "groups": len(plan.groups),
+        "macs": [plan.macs_before, plan.macs_after],
+        "approximate": plan.approximate,
+    }
+    model.metadata_props[PLAN_KEY] = json.dumps(summary)
