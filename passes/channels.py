@@ -12,9 +12,9 @@ must then live and die together.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,6 @@ from scipy.sparse.csgraph import connected_components
 from onnxslim_kd.shapes import Shape, Shapes
 
 Ids = npt.NDArray[np.int64]
-MAX_BLOCK = 1 << 24
-"""Elements of the largest block that Reshape may make; beyond it the channels are pinned."""
 
 
 class Block(NamedTuple):
@@ -69,6 +67,16 @@ class Consumption(NamedTuple):
     """The axis of the first output that still has them, if any."""
 
 
+class Shuffle(NamedTuple):
+    """A permutation of one axis, spelled Reshape, Transpose, Reshape."""
+
+    source: ir.Value
+    axis: int
+    order: Ids
+    path: tuple[ir.Node, ...]
+    """The nodes between the source and the last Reshape."""
+
+
 @dataclass
 class Operand:
     """One input of a node, as a rule sees it."""
@@ -108,12 +116,14 @@ class Channels:
     """The ids that a weight's output axis gives birth to: what a pattern chooses."""
     approximate: list[tuple[ir.Node, Ids, str]] = field(default_factory=list)
     """Where a norm or softmax runs over channels, so that removal is not masking."""
-    shuffles: dict[ir.Node, tuple[ir.Value, int, Ids]] = field(default_factory=dict)
-    """Reshapes that end a channel shuffle: the source, its axis, and the permutation."""
+    shuffles: dict[ir.Node, Shuffle] = field(default_factory=dict)
+    """Reshapes that end a channel shuffle."""
     consumed: list[Consumption] = field(default_factory=list)
     """Where channels end: summed over by a layer, reduced, normalised over."""
     whole: dict[ir.Value, str] = field(default_factory=dict)
     """Weights that something without a rule reads, and that must stay whole for this reason."""
+    pieces: list[Ids] = field(default_factory=list)
+    """What a node takes out of an axis: something of it must stay."""
     node: ir.Node | None = None
     _next: int = 0
     _pins: dict[int, str] = field(default_factory=dict)
@@ -131,10 +141,17 @@ class Channels:
         return int(self._fresh(1)[0])
 
     def tie(self, a: Ids, b: Ids | int) -> None:
-        """Let ``a[i]`` and ``b[i]`` live and die together; shapes broadcast."""
+        """Let ``a[i]`` and ``b[i]`` live and die together; shapes broadcast.
+
+        Raises:
+            Unsupported: They do not broadcast: the graph contradicts itself.
+        """
         if a is b:
             return
-        a, b = np.broadcast_arrays(a, np.asarray(b))
+        try:
+            a, b = np.broadcast_arrays(a, np.asarray(b))
+        except ValueError as error:
+            raise Unsupported(f"axes of {len(a)} and {np.size(b)} channels meet") from error
         self.ties.append(Tie(self.node, a.ravel(), b.ravel()))
 
     def freeze(self, layout: Iterable[Block], reason: str) -> None:
@@ -307,69 +324,3 @@ class Channels:
 
 class Unsupported(Exception):
     """A rule's word for "not in this form"; the walk pins the node's inputs for this reason."""
-
-
-# ---------------------------------------------------------------------------- reshape
-
-
-def runs(before: Shape, after: Shape) -> list[tuple[range, range]]:
-    """Match axes of two shapes in the smallest runs of equal product, in order.
-
-    ``runs((2, 12, 5), (2, 3, 4, 5))`` is ``[(0:1, 0:1), (1:2, 1:3), (2:3, 3:4)]``.
-    """
-    found, i, j = [], 0, 0
-    while i < len(before) or j < len(after):
-        i0, j0 = i, j
-        p = before[i] if i < len(before) else 1
-        q = after[j] if j < len(after) else 1
-        i, j = min(i + 1, len(before)), min(j + 1, len(after))
-        while p != q:
-            if p < q and i < len(before):
-                p, i = p * before[i], i + 1
-            elif j < len(after):
-                q, j = q * after[j], j + 1
-            else:
-                raise Unsupported(f"cannot match shape {before} with {after}")
-        found.append((range(i0, i), range(j0, j)))
-    return found
-
-
-def reshaped(block: Block, before: Shape, after: Shape) -> Block | None:
-    """Carry a block through Reshape; None when only axes of size 1 are left of it."""
-    touched = [
-        (ins, outs)
-        for ins, outs in runs(before, after)
-        if any(a in ins and before[a] > 1 for a in block.axes)
-    ]
-    in_axes = [a for ins, _ in touched for a in ins]
-    out_axes = [a for _, outs in touched for a in outs]
-    if int(np.prod([before[a] for a in in_axes])) > MAX_BLOCK:
-        raise Unsupported("too many elements to follow through this reshape")
-    order = np.argsort(block.axes)
-    ids = np.transpose(block.ids, order)
-    view = ids.reshape([before[a] if a in block.axes else 1 for a in in_axes])
-    full = np.broadcast_to(view, [before[a] for a in in_axes]).reshape([after[a] for a in out_axes])
-    return drop_constant(Block(tuple(out_axes), full))
-
-
-def drop_constant(block: Block) -> Block | None:
-    """Leave out the axes along which the ids do not change."""
-    axes, ids = list(block.axes), block.ids
-    for position in reversed(range(len(axes))):
-        first = ids.take([0], axis=position)
-        if ids.shape[position] == 1 or (ids == first).all():
-            ids = first.squeeze(position)
-            del axes[position]
-    return Block(tuple(axes), np.ascontiguousarray(ids)) if axes else None
-
-
-def index_layout(layout: Layout, index: Sequence[Any]) -> Layout:
-    """Carry a layout through basic or one-axis indexing that keeps the rank."""
-    blocks = []
-    for block in layout:
-        ids = block.ids
-        for position, axis in enumerate(block.axes):
-            ids = ids[(slice(None),) * position + (index[axis],)]
-        if ids.size:
-            blocks.append(Block(block.axes, ids))
-    return tuple(blocks)

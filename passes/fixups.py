@@ -393,7 +393,7 @@ def _pad(cut: Cut, node: ir.Node) -> set[int]:
 
 def _shuffle(cut: Cut, node: ir.Node) -> bool:
     """Turn a channel shuffle whose survivors no longer fill a grid into one Gather."""
-    source, axis, order = cut.analysis.channels.shuffles[node]
+    source, axis, order, _ = cut.analysis.channels.shuffles[node]
     if cut.keep(source, axis) is None or _fills_grid(cut, node):
         return False
     keep = cut.keep(source, axis)

@@ -15,7 +15,7 @@ from onnxslim_kd import cost
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes import ties
+from onnxslim_kd.passes import grids, ties
 from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids
 from onnxslim_kd.shapes import Shape, Shapes
 
@@ -84,7 +84,7 @@ class Analysis:
         computed = any(not value.is_initializer() for value in self.shapes.number)
         if static or not computed:
             return self.shapes  # no number depends on a dimension
-        return shape_sampling.sample(self.model, self.given, variant=1)
+        return shape_sampling.sample(self.model, self.given, variant=1, base=self.shapes)
 
     @cached_property
     def stays(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -95,19 +95,20 @@ class Analysis:
 
     @cached_property
     def signature(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        """A number per component that says which axes it touches; equal ones are one block.
+        """A number per component that says which axes and pieces it touches; equal: one block.
 
         Inside a group the ratio holds for every block, so that each half of a split, say, loses
-        its share. The number is a sum of random words, one per axis.
+        its share, and none dies. The number is a sum of random words, one per axis and piece.
         """
-        words = np.random.default_rng(0).integers(1, 2**63, len(self.births), dtype=np.uint64)
-        sizes = [b.size for b in self.births]
-        which = np.repeat(np.arange(len(self.births)), sizes)
-        label = np.concatenate([self.labels(b) for b in self.births] or [np.empty(0, np.int64)])
-        pairs = np.sort(label * len(self.births) + which)
+        axes = [self.labels(b) for b in self.births]
+        axes += [self.components.label[ids] for ids in self.channels.pieces]
+        words = np.random.default_rng(0).integers(1, 2**63, len(axes), dtype=np.uint64)
+        which = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
+        pairs = np.sort(np.concatenate([*axes, np.empty(0, np.int64)]) * len(axes) + which)
         pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         total = np.zeros(self.components.count, np.uint64)
-        np.add.at(total, pairs // len(self.births), words[pairs % len(self.births)])
+        if axes:
+            np.add.at(total, pairs // len(axes), words[pairs % len(axes)])
         return total
 
     @cached_property
@@ -192,7 +193,7 @@ def analyse(
     shapes = shape_sampling.sample(model, inputs)
     channels = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs)
     analysis = Analysis(
-        model, shapes, channels, channels.components(), inputs or {}, tuple(free_outputs)
+        model, shapes, channels, grids.settle(channels), inputs or {}, tuple(free_outputs)
     )
     analysis.parameters = list(_parameters(channels))
     return analysis

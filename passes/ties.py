@@ -159,14 +159,14 @@ _BROADCAST = """
 Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
 Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
 """.split()  # noqa: SIM905
-_POOL = """
-AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool MaxRoiPool
-""".split()  # noqa: SIM905
+_POOL = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pointwise.unary),
     **dict.fromkeys(_BROADCAST, pointwise.broadcast),
     **dict.fromkeys(_POOL, movement.spatial),
+    **dict.fromkeys(("MaxRoiPool", "RoiAlign"), movement.regions),
+    "GridSample": movement.grid_sample,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), movement.reshape),
     **dict.fromkeys(("Shape", "Size", "Constant", "Range", "EyeLike", "NonZero"), _ignore),
     # sums over zeroed channels are what removal gives; the others run over the survivors

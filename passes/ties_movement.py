@@ -1,20 +1,13 @@
 """Rules for operators that move data: slices, joins, reshapes, permutations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd.passes.channels import (
-    Block,
-    Channels,
-    Ids,
-    Layout,
-    Operand,
-    Unsupported,
-    index_layout,
-    reshaped,
-)
+from onnxslim_kd.passes.blocks import index_layout, permuted, reshaped
+from onnxslim_kd.passes.channels import Block, Channels, Ids, Operand, Shuffle, Unsupported
 from onnxslim_kd.passes.ties_pointwise import join
 from onnxslim_kd.shapes import slice_index
 
@@ -92,12 +85,21 @@ def split(t: Channels, node: ir.Node) -> None:
     start = 0
     for index in range(len(node.outputs)):
         size = t.out_shape(index)[axis]
-        t.set(index, index_layout(x.layout, _at(x, axis, slice(start, start + size))))
+        part = [slice(None)] * len(x.shape)
+        part[axis] = slice(start, start + size)
+        _take_out(t, x, part, index)
         start += size
 
 
-def _at(x: Operand, axis: int, index: Any) -> list[Any]:
-    return [index if a == axis else slice(None) for a in range(len(x.shape))]
+def _take_out(t: Channels, x: Operand, index: Sequence[slice], output: int = 0) -> None:
+    """Set an output to a part of ``x``; a part of no width still has its other axes."""
+    empty = {a for a, d in enumerate(x.shape) if d and not range(d)[index[a]]}
+    for block in x.layout:
+        if len(block.axes) > 1 and empty & set(block.axes):
+            t.ids_inside(x, block.axes[0])
+    layout = index_layout(x.layout, index)
+    t.pieces += [block.ids.ravel() for block in layout]
+    t.set(output, layout)
 
 
 def slice_(t: Channels, node: ir.Node) -> None:
@@ -108,7 +110,7 @@ def slice_(t: Channels, node: ir.Node) -> None:
         t.set(0, x.layout)  # only axes without ids are cut: the bounds do not matter
         return
     parameters = [number(t, node, i) for i in range(1, 5)]
-    t.set(0, index_layout(x.layout, slice_index(len(x.shape), parameters)))
+    _take_out(t, x, slice_index(len(x.shape), parameters))
 
 
 def _reverses(t: Channels, node: ir.Node) -> bool:
@@ -134,6 +136,7 @@ def gather(t: Channels, node: ir.Node) -> None:
                 t.freeze([block], "its indices are not constant")
         elif (b := _picked(t, block, axis, picked)) is not None:
             out.append(b)
+            t.pieces.append(b.ids.ravel())
     moved = [Block(tuple(a + shift if a > axis else a for a in b.axes), b.ids) for b in kept]
     t.set(0, [*moved, *out])
     if x.constant and picked is None:
@@ -207,7 +210,7 @@ def _ends_shuffle(t: Channels, node: ir.Node, x: Operand, out: tuple[int, ...]) 
             axis = block.axes[0]
             order = _carried(t, Block((axis,), np.arange(out[axis])), [*path, node])
             if order is not None and order.axes == (axis,):
-                t.shuffles[node] = (source, axis, order.ids)
+                t.shuffles[node] = Shuffle(source, axis, order.ids, tuple(path))
                 t.set(0, [Block((axis,), block.ids[order.ids])])
                 return True
     grids = [b for b in x.layout if len(b.axes) > 1]
@@ -237,7 +240,7 @@ def _carried(t: Channels, block: Block, path: list[ir.Node]) -> Block | None:
         before, after = t.shapes.of(node.inputs[0]), t.shapes.of(node.outputs[0])
         assert before is not None and after is not None and moved is not None
         moved = (
-            _permuted(moved, _perm(node, len(before)))
+            permuted(moved, _perm(node, len(before)))
             if node.op_type == "Transpose"
             else reshaped(moved, before, after)
         )
@@ -248,19 +251,12 @@ def transpose(t: Channels, node: ir.Node) -> None:
     """Transpose: axes move."""
     x = t.need(0)
     perm = _perm(node, len(x.shape))
-    t.set(0, [_permuted(block, perm) for block in x.layout])
+    t.set(0, [permuted(block, perm) for block in x.layout])
 
 
 def _perm(node: ir.Node, rank: int) -> list[int]:
     perm = node.attributes.get_ints("perm")
     return list(perm) if perm is not None else list(reversed(range(rank)))
-
-
-def _permuted(block: Block, perm: list[int]) -> Block:
-    """A block after Transpose, its axes in ascending order again."""
-    axes = [perm.index(a) for a in block.axes]
-    order = sorted(range(len(axes)), key=axes.__getitem__)
-    return Block(tuple(axes[i] for i in order), np.transpose(block.ids, order))
 
 
 def expand(t: Channels, node: ir.Node) -> None:
@@ -357,9 +353,30 @@ def space_to_depth(t: Channels, node: ir.Node) -> None:
 
 
 def spatial(t: Channels, node: ir.Node) -> None:
-    """Poolings, GridSample, ...: batch and channel pass, spatial axes are computed over."""
+    """Poolings: batch and channel pass, spatial axes are computed over."""
     x = t.need(0)
-    inner: Layout = tuple(b for b in x.layout if max(b.axes) > 1)
-    t.freeze(inner, "a spatial axis is computed over")
+    t.freeze([b for b in x.layout if max(b.axes) > 1], "a spatial axis is computed over")
     for index in range(len(node.outputs)):
         t.set(index, [b for b in x.layout if max(b.axes) <= 1])
+
+
+def grid_sample(t: Channels, node: ir.Node) -> None:
+    """GridSample: data and grid have the same batch; the grid's other axes are positions."""
+    x, grid = t.need(0), t.need(1)
+    for operand in (x, grid):
+        t.collapse_all(operand, first=t.attention == "heads")
+    channels = t.ids(x, 1)
+    batch = t.same(t.ids(x, 0), t.ids(grid, 0), "data and grid are paired along it")
+    inside = [*(b for b in x.layout if min(b.axes) > 1), *(b for b in grid.layout if min(b.axes))]
+    t.freeze(inside, "a spatial axis is computed over")
+    t.set(0, [Block((i,), ids) for i, ids in enumerate((batch, channels)) if ids is not None])
+
+
+def regions(t: Channels, node: ir.Node) -> None:
+    """RoiAlign, MaxRoiPool: channels pass; the regions choose among the rest."""
+    x = t.need(0)
+    channels = t.ids(x, 1)
+    t.freeze([b for b in x.layout if b.axes != (1,)], "regions are cut out of it")
+    for index in range(1, len(node.inputs)):
+        t.freeze(t.need(index).layout, "each region is read whole")
+    t.set(0, [] if channels is None else [Block((1,), channels)])

@@ -223,6 +223,14 @@ MODELS: dict[str, Case] = {
     "grid-sample": between(
         "t = GridSample(h, grid)", inputs="float[N,3,8,8] x, float[N,4,4,2] grid"
     ),
+    "roi-align": Case(
+        "a = Conv(x, w1) i = Constant<value_ints=[0,0]>()"
+        " h = RoiAlign<output_height=2,output_width=2>(a, roi, i) y = Conv(h, w2)",
+        CONVS,
+        inputs="float[N,3,8,8] x, float[2,4] roi",
+        outputs="float[2,4,2,2] y",
+        units={"w1": 8, "w2": 0},
+    ),
     "depthwise": between(
         "a = Conv<group=8,pads=[1,1,1,1]>(h, w3, w4) t = Relu(a)",
         "float[8,1,3,3] w3, float[8] w4",

@@ -190,7 +190,8 @@ def test_random_networks(
 @settings(max_examples=60, deadline=None)
 def test_reshape_carries_ids_as_numpy_does(sizes: list[int], seed: int) -> None:
     """Splitting and merging axes moves ids exactly as reshaping the array of ids would."""
-    from onnxslim_kd.passes.channels import Block, reshaped
+    from onnxslim_kd.passes.blocks import reshaped
+    from onnxslim_kd.passes.channels import Block
 
     total = int(np.prod(sizes))
     ids = np.random.default_rng(seed).permutation(total)
