@@ -66,6 +66,8 @@ class Roles(_Frozen):
     version: Literal[1] = 1
     student_inputs: tuple[str, ...]
     student_outputs: tuple[str, ...]
+    student_shapes: dict[str, tuple[int | str | None, ...]] = {}
+    """Of its inputs and outputs, as they were alone: a teacher of one size may have fixed them."""
     teachers: tuple[Teacher, ...]
     loss: str
     """The graph output that holds the weighted sum of the terms."""

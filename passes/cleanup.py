@@ -3,11 +3,12 @@
 Each function changes the model in place. `STEPS` at the bottom is the order, with its reasons.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -19,15 +20,19 @@ from onnxslim_kd.model import (
     constant,
     infer_shapes,
     load,
+    name_of,
     weight_bytes,
     without_weights,
 )
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
 from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
+from onnxslim_kd.runtime import Array
 
 GROWTH = 4096
 """Bytes by which constant folding may let the weights grow, where it removes nodes for them."""
+_SAMPLE = 64
+"""Numbers of a weight that are looked at before all are."""
 _LIMIT = "optimization.constant_folding_max_output_size_in_bytes"
 
 
@@ -73,59 +78,88 @@ def _is_matrix(value: ir.Value | None) -> bool:
     return value is not None and value.shape is not None and len(value.shape) == 2
 
 
-def fold_shapes(model: ir.Model) -> None:
-    """Fold what follows from shapes, inside of branches too, and branches with a known condition.
-
-    Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched.
-    """
-    from onnxscript import optimizer
-
-    if any(node.op_type in _FROM_SHAPES for node in model.graph.all_nodes()):
-        for _ in range(2):
-            optimizer.fold_constants(
-                model,
-                onnx_shape_inference=True,
-                input_size_limit=SMALL,
-                output_size_limit=SMALL,
-            )
-            remove_identities(model)
-            remove_dead(model)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-
-
 def fold_and_fuse(model: ir.Model) -> None:
-    """Fold constants and fuse what ONNX Runtime's basic level does, the portable one.
+    """Fold small constants and fuse what ONNX Runtime's basic level does, the portable one.
 
     Raises:
         PassError: The runtime wrote what is not standard ONNX.
     """
+    _through_runtime(model, SMALL)
+
+
+def fold_large(model: ir.Model) -> None:
+    """Fold large constants where nodes are left that read nothing else, unless weights grow."""
+    if any(_is_constant(node) for node in model.graph.all_nodes()):
+        limit = max([SMALL, *(v.const_value.nbytes for v in _initializers(model))])  # type: ignore[union-attr]
+        _through_runtime(model, limit, growth=GROWTH)
+
+
+def fold_shapes(model: ir.Model) -> None:
+    """Fold what follows from shapes, inside of branches too, and branches with a known condition.
+
+    Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched. What
+    this opens up is folded and fused again.
+    """
+    if not any(node.op_type in _FROM_SHAPES for node in model.graph.all_nodes()):
+        return
+    from onnxscript import optimizer
+
+    changed = 0
+    for _ in range(2):
+        done = optimizer.fold_constants(
+            model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL
+        )
+        if not done.modified:
+            break
+        changed += 1
+        remove_identities(model)
+        remove_dead(model)
+    if changed:
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        fold_and_fuse(model)
+
+
+def _through_runtime(model: ir.Model, limit: int, growth: float = math.inf) -> None:
+    """Give ``model`` the graph that the runtime makes of it, if it is smaller.
+
+    Args:
+        model: Changed in place.
+        limit: Bytes up to which the runtime may write out a folded constant.
+        growth: Bytes by which all weights together may grow.
+    """
     before = weight_bytes(model)
-    limit = max([SMALL, *(v.const_value.nbytes for v in _initializers(model))])  # type: ignore[union-attr]
     done = _optimised(model, limit)
-    if weight_bytes(done) > before + GROWTH:
-        done = _optimised(model, SMALL)
     domains = {node.domain for node in model.graph.all_nodes()}
     foreign = {node.domain for node in done.graph.all_nodes()} - domains
     if foreign:
         raise PassError(f"ONNX Runtime wrote operators of {', '.join(sorted(foreign))}")
     fuse_hard_swish(done)  # the runtime spells it out
-    if size(done) >= size(model) and weight_bytes(done) >= before:
-        return
-    done.graph.name = model.graph.name
-    model.graph = done.graph
+    after = weight_bytes(done)
+    if after <= before + growth and (size(done) < size(model) or after < before):
+        done.graph.name = model.graph.name
+        model.graph = done.graph
 
 
 def _initializers(model: ir.Model) -> list[ir.Value]:
     return [v for g in model.graphs() for v in g.initializers.values() if v.const_value is not None]
 
 
+def _is_constant(node: ir.Node) -> bool:
+    given = [value for value in node.inputs if value is not None]
+    return bool(given) and all(map(_is_known, given))
+
+
+def _is_known(value: ir.Value) -> bool:
+    return value.const_value is not None and not value.is_graph_input()
+
+
 def _optimised(model: ir.Model, limit: int) -> ir.Model:
     """Write the model through ONNX Runtime, without the weights that it would only copy."""
-    done = model.clone()
+    done = ir.Model(model.graph, ir_version=model.ir_version)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
         with without_weights(model, only=_is_layer_weight) as proto:
-            onnx.save(proto, source)
+            source.write_bytes(proto.SerializeToString())
         runtime.write_optimised(source, target, settings={_LIMIT: str(limit)})
         adopt(done, load(target, normalise=False))
     common.NameFixPass()(done)
@@ -137,7 +171,7 @@ def _is_layer_weight(value: ir.Value) -> bool:
     """Whether only layers read ``value``, together with something computed: nothing to fold."""
     users = value.consumers()
     return bool(users) and all(
-        user.op_type in _LAYERS and any(constant(other) is None for other in user.inputs if other)
+        user.op_type in _LAYERS and not all(_is_known(other) for other in user.inputs if other)
         for user in users
     )
 
@@ -146,7 +180,39 @@ def share_equals(model: ir.Model) -> None:
     """Compute equal expressions once, and hold equal weights once."""
     common.CommonSubexpressionEliminationPass()(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
-    common.DeduplicateHashedInitializersPass()(model)
+    _share_weights(model.graph)
+
+
+def _share_weights(graph: ir.Graph) -> None:
+    """Let equal weights be one; few bytes of each tell most of them apart."""
+    known: dict[tuple[object, ...], list[ir.Value]] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or _is_interface(value):
+            continue
+        sample = np.ascontiguousarray(tensor.numpy().reshape(-1)[:_SAMPLE]).tobytes()
+        alike = known.setdefault((tensor.dtype, tuple(tensor.shape), sample), [])
+        twin = next((other for other in alike if _same_bytes(other, value)), None)
+        if twin is None:
+            alike.append(value)
+        else:
+            value.replace_all_uses_with(twin)
+            del graph.initializers[name_of(value)]
+
+
+def _is_interface(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output()
+
+
+def _same_bytes(one: ir.Value, two: ir.Value) -> bool:
+    """Compare bytes, for NaN is unequal to itself and 0 equal to -0."""
+    first, second = _bytes(one), _bytes(two)
+    return bool(np.array_equal(first, second))
+
+
+def _bytes(value: ir.Value) -> Array:
+    assert value.const_value is not None
+    return np.ascontiguousarray(value.const_value.numpy()).reshape(-1).view(np.uint8)
 
 
 def remove_notes(model: ir.Model) -> None:
@@ -182,8 +248,9 @@ STEPS = (
     Step("dead code", remove_dead),  # first: what is not needed must not block a fusion
     Step("identities", remove_identities),  # they stand between layers that could be fused
     Step("softmax", unflatten_softmax),  # before its Shape nodes are folded
-    Step("shape arithmetic", fold_shapes),  # leaves fewer branches for what follows
-    Step("constants and fusions", fold_and_fuse),
+    Step("constants and fusions", fold_and_fuse),  # fast: leaves little for what follows
+    Step("shape arithmetic", fold_shapes),
+    Step("large constants", fold_large),
     Step("batch norm", fold),  # its parameters are constants now
     Step("scales", fold_scales),
     Step("hard swish", fuse_hard_swish),

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxslim_kd import roles
 from onnxslim_kd.errors import NotFoundError, PassError, UserError, near_misses
-from onnxslim_kd.model import constant, has_rank, name_of
+from onnxslim_kd.model import constant, has_rank, infer_shapes, name_of
+from onnxslim_kd.passes import dims
 from onnxslim_kd.roles import Roles, Teacher
 
 Activation = Literal["softmax", "sigmoid"]
@@ -37,6 +39,7 @@ def keep_role(model: ir.Model, keep: str) -> list[str] | None:
     del model.metadata_props[roles.KEY]
     if keep == "student":
         keep_values(model, record.student_outputs)
+        _free_shapes(model, record)
         return list(record.student_inputs)
     teacher = _teacher(record, keep)
     keep_values(model, teacher.outputs)
@@ -46,6 +49,24 @@ def keep_role(model: ir.Model, keep: str) -> list[str] | None:
         if original not in taken:
             value.name = original
     return None
+
+
+def _free_shapes(model: ir.Model, record: Roles) -> None:
+    """Make the dimensions dynamic again that were so before a teacher of a fixed size joined."""
+    freed = False
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        now, alone = dims.read(value), record.student_shapes.get(name_of(value), ())
+        if now is not None and len(now) == len(alone):
+            shape = [n if isinstance(a, int) else a for n, a in zip(now, alone, strict=True)]
+            if shape != now:
+                value.shape, freed = ir.Shape(shape), True
+    if freed:
+        RemoveUnusedNodesPass()(model)  # a teacher takes its own size only
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.shape = None
+        infer_shapes(model)
 
 
 def _teacher(record: Roles, keep: str) -> Teacher:

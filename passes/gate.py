@@ -24,7 +24,7 @@ class Gated:
     """The model after the steps that were right.
 
     Attributes:
-        model: A new model.
+        model: The model, changed.
         removed: By how many nodes each step made the graph smaller, by its name.
         notes: One sentence for each step that was left out.
     """
@@ -35,37 +35,43 @@ class Gated:
 
 
 def apply(
-    model: ir.Model, steps: Sequence[Step], differs: Callable[[ir.Model], str | None]
+    model: ir.Model,
+    steps: Sequence[Step],
+    differs: Callable[[ir.Model], str | None],
+    *,
+    again: Callable[[], ir.Model],
 ) -> Gated:
-    """Apply ``steps`` to a copy of ``model``.
+    """Apply ``steps`` to ``model``, in place.
 
     Args:
-        model: Stays as it is.
+        model: The model; use the one that is returned.
         steps: In this order; a name may come twice.
         differs: Says what is wrong with a changed model, or None.
+        again: Makes the model once more, for a wrong step has spoilt it.
     """
     together = _together(model, steps)
     if together is not None and differs(together.model) is None:
         return together
-    return _one_by_one(model, steps, differs)
+    return _one_by_one(again(), steps, differs)
 
 
-def _together(model: ir.Model, steps: Sequence[Step]) -> Gated | None:
-    work, removed = model.clone(), dict.fromkeys((step.name for step in steps), 0)
+def _together(work: ir.Model, steps: Sequence[Step]) -> Gated | None:
+    removed, before = dict.fromkeys((step.name for step in steps), 0), size(work)
     for step in steps:
-        before = size(work)
         try:
             step.apply(work)
         except Exception:  # any bug of a library's pass: found and named one by one
             return None
-        removed[step.name] += before - size(work)
+        after = size(work)
+        removed[step.name] += before - after
+        before = after
     return Gated(work, removed, [])
 
 
 def _one_by_one(
-    model: ir.Model, steps: Sequence[Step], differs: Callable[[ir.Model], str | None]
+    kept: ir.Model, steps: Sequence[Step], differs: Callable[[ir.Model], str | None]
 ) -> Gated:
-    kept, removed, notes = model.clone(), dict.fromkeys((step.name for step in steps), 0), []
+    removed, notes = dict.fromkeys((step.name for step in steps), 0), []
     for step in steps:
         work = kept.clone()
         try:

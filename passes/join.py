@@ -30,6 +30,8 @@ class Joined:
     teachers: dict[str, Branch] = field(default_factory=dict)
     """By the teacher's name."""
     records: list[Teacher] = field(default_factory=list)
+    shapes: dict[str, tuple[dims.Dim, ...]] = field(default_factory=dict)
+    """Of the student's inputs and outputs by name, as they were alone."""
 
 
 def join(
@@ -54,13 +56,19 @@ def join(
     version = max(m.graph.opset_imports[""] for m in (base, *guests.values()))
     for model in (base, *guests.values()):
         raise_opset(model, version)
-    joined = Joined(base, Branch.of("student", base))
+    joined = Joined(base, Branch.of("student", base), shapes=_interface(base))
     _refuse_unused(guests, inputs_map, "--map")
     _refuse_unused(guests, adapters, "--adapt")
     for name, guest in guests.items():
         _join_one(joined, name, guest, inputs_map, adapters)
     infer_shapes(base)
     return joined
+
+
+def _interface(model: ir.Model) -> dict[str, tuple[dims.Dim, ...]]:
+    values = (*model.graph.inputs, *model.graph.outputs)
+    shapes = {name_of(value): dims.read(value) for value in values}
+    return {name: tuple(shape) for name, shape in shapes.items() if shape is not None}
 
 
 def _plain(source: ModelLike, title: str) -> ir.Model:

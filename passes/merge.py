@@ -106,6 +106,7 @@ def add_losses(joined: Joined, specs: Sequence[LossSpec], seed: int) -> None:
         roles.Roles(
             student_inputs=tuple(map(name_of, inputs)),
             student_outputs=tuple(map(name_of, outputs)),
+            student_shapes=joined.shapes,
             teachers=tuple(joined.records),
             loss=LOSS,
             terms=tuple(_term(name, spec) for name, spec in zip(names, specs, strict=True)),

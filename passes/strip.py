@@ -88,62 +88,90 @@ def infer_prune(
         PassError: The result is not valid ONNX.
         ProofError: The outputs differ, or nothing could be run.
     """
-    start = load(model, normalise=False)
-    before = _operators(start)
-    normalised(start)
-    bytes_before = weight_bytes(start)  # here also of what stood in Constant nodes
-    inputs = _declare(start, keep, outputs)
-    switched = to_inference(start)
-    if activation is not None:
-        add_activation(start, activation)
-    notes = [f"{switched} nodes switched from training to inference"] if switched else []
-    as_given = keep == "student" and not (outputs or switched or activation)
-    reference = None
-    if verify:
-        reference = _reference(start, model if as_given else None, shapes, notes)
-    guard = _Guard(reference)
-    gated = gate.apply(start, STEPS, guard.differs)
+    asked = _Asked(model, keep, outputs, activation)
+    start = asked.declare()
+    notes = [f"{start.switched} nodes switched from training to inference"] * bool(start.switched)
+    guard = _Guard(_reference(asked, start, shapes, notes) if verify else None)
+    gated = gate.apply(start.model, STEPS, guard.differs, again=lambda: asked.declare().model)
     guard.insist(gated.model)
-    keep_inputs(gated.model, inputs)
+    keep_inputs(gated.model, start.inputs)
     _check(gated.model)
     return Stripped(
         model=gated.model,
         notes=(*notes, *gated.notes),
-        counts=_counts(before, _operators(gated.model)),
-        bytes=(bytes_before, weight_bytes(gated.model)),
+        counts=_counts(start.operators, _operators(gated.model)),
+        bytes=(start.bytes, weight_bytes(gated.model)),
         removed=gated.removed,
         proof=guard.proof,
     )
 
 
-def _declare(model: ir.Model, keep: str, outputs: Sequence[str] | None) -> list[str] | None:
-    """Choose the outputs; return the names of the inputs, None for those that are needed."""
-    inputs = keep_role(model, keep)
-    if outputs:
-        keep_values(model, outputs)
-        return None
-    return inputs
+@dataclass(frozen=True)
+class _Declared:
+    """The model whose outputs the result must have, before any step."""
+
+    model: ir.Model
+    inputs: list[str] | None
+    """Those to keep; None for those that are needed."""
+    as_given: bool
+    """Whether its outputs are some of the given model's, at the sizes that one takes."""
+    switched: int
+    operators: Counter[str]
+    """Of the model as it was given."""
+    bytes: int
+    """Of its weights, also of those in Constant nodes."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to make of which model."""
+
+    model: ModelLike
+    keep: str
+    outputs: Sequence[str] | None
+    activation: Activation | None
+
+    def declare(self) -> _Declared:
+        """Load the model and make it compute what is asked for."""
+        model = load(self.model, normalise=False)
+        operators = _operators(model)
+        normalised(model)
+        held, fixed = weight_bytes(model), [value.shape for value in model.graph.inputs]
+        inputs = keep_role(model, self.keep)
+        freed = fixed != [value.shape for value in model.graph.inputs]
+        if self.outputs:
+            keep_values(model, self.outputs)
+            inputs = None
+        switched = to_inference(model)
+        if self.activation is not None:
+            add_activation(model, self.activation)
+        changed = self.keep != "student" or self.outputs or self.activation or switched or freed
+        return _Declared(model, inputs, not changed, switched, operators, held)
+
+    def source(self) -> "str | os.PathLike[str] | ir.Model":
+        """The model as it was given, for the runtime."""
+        given = self.model
+        return given if isinstance(given, str | os.PathLike) else load(given, normalise=False)
 
 
 def _reference(
-    start: ir.Model,
-    given: "ModelLike | None",
+    asked: _Asked,
+    start: _Declared,
     shapes: Mapping[str, Sequence[int]] | None,
     notes: list[str],
 ) -> Reference | None:
     """Run the model as it was given where its outputs are to stay, else as it was declared."""
-    random = [node for node in start.graph.all_nodes() if node.op_type in _RANDOM]
+    random = [node for node in start.model.graph.all_nodes() if node.op_type in _RANDOM]
     if random:
         notes.append(f"outputs are random ({random[0].op_type} {random[0].name}): not compared")
         return None
-    names = [str(value.name) for value in start.graph.outputs]
-    if given is not None:
-        source = given if isinstance(given, str | os.PathLike) else load(given, normalise=False)
+    names = [str(value.name) for value in start.model.graph.outputs]
+    if start.as_given:
         try:
-            return Reference.of(start, source=source, outputs=names, given=shapes)
+            return Reference.of(start.model, source=asked.source(), outputs=names, given=shapes)
         except ModelError as error:
             notes.append(f"compared with its normalised form: the file itself fails: {error}")
-    return Reference.of(start, given=shapes)
+    return Reference.of(start.model, given=shapes)
 
 
 class _Guard:

@@ -96,6 +96,26 @@ def test_what_merge_writes_gives_back_student_and_teacher() -> None:
         assert done.model.metadata_props.keys() <= {"onnxslim_kd.tool"}
 
 
+def test_a_student_merged_with_a_teacher_of_one_size_is_dynamic_again() -> None:
+    student, teacher = net(width=4), net(width=6, seed=1)
+    fixed = model.load(teacher)
+    for value in fixed.graph.inputs:
+        value.shape = ir.Shape([1 if not isinstance(d, int) else d for d in value.shape or ()])
+    joined = merge(student, fixed, ["l2:y=y"])
+    assert joined.graph.inputs[0].shape is not None and joined.graph.inputs[0].shape.is_static()
+    done = infer_prune(joined)
+    alone = model.load(student)
+    assert done.proof is not None
+    assert len(done.proof.shapes) == 2
+    for now, before in zip(
+        (*done.model.graph.inputs, *done.model.graph.outputs),
+        (*alone.graph.inputs, *alone.graph.outputs),
+        strict=True,
+    ):
+        assert now.shape == before.shape
+    assert Reference.of(alone).differs(done.model) is None
+
+
 @pytest.mark.parametrize("keep", ["teacher", "t"])
 def test_the_teacher_under_its_own_names(keep: str) -> None:
     done = infer_prune(merged(), keep=keep)
