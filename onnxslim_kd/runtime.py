@@ -174,6 +174,7 @@ def write_optimised(
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = os.fspath(path)
+    _open_fast(options)
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:

@@ -18,6 +18,7 @@ from onnxslim_kd.model import (
     SMALL,
     adopt,
     constant,
+    embedded,
     infer_shapes,
     load,
     name_of,
@@ -158,7 +159,7 @@ def _optimised(model: ir.Model, limit: int) -> ir.Model:
     done = ir.Model(model.graph, ir_version=model.ir_version)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
-        with without_weights(model, only=_is_layer_weight) as proto:
+        with embedded(model), without_weights(model, only=_is_layer_weight) as proto:
             source.write_bytes(proto.SerializeToString())
         runtime.write_optimised(source, target, settings={_LIMIT: str(limit)})
         adopt(done, load(target, normalise=False))

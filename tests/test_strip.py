@@ -208,6 +208,20 @@ def test_every_opset(opset: int) -> None:
     check(done)
 
 
+def test_weights_beside_the_file(tmp_path: Path) -> None:
+    """Of all uses: layers' weights, tables that are added, parameters of BatchNormalization."""
+    net = filled(f"""g (float[N,64,8,8] x, float[64,64,3,3] w, {BN.replace("4", "64")},
+                   float[1,64,6,6] table, float[1,64,1,1] factor) => (float[N,64,6,6] y) {{
+        c = Conv(x, w)  n = BatchNormalization(c, scale, bias, mean, var)  a = Add(n, table)
+        m = Mul(factor, factor)  r = Mul(a, m)  y = Identity(r) }}""")
+    path = tmp_path / "net.onnx"
+    ir.save(net, path, external_data="net.data", size_threshold_bytes=0)
+    done = infer_prune(path)
+    assert [node.op_type for node in done.model.graph] == ["Conv", "Add", "Mul"]
+    assert done.notes == ()
+    assert done.proof is not None
+
+
 @pytest.mark.slow
 def test_above_two_gigabytes(tmp_path: Path) -> None:
     """A sparse file: the weights are zeros that take no room on the disk."""
