@@ -40,6 +40,13 @@ def dims(value: ir.Value | None) -> tuple[int | None, ...]:
     return tuple(d if isinstance(d, int) else None for d in value.shape)
 
 
+def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return the shape of a tensor; of a message onnx-ir would make a Shape on every look."""
+    if isinstance(tensor, ir.TensorProtoTensor):
+        return tuple(tensor.raw.dims)
+    return tuple(tensor.shape.numpy())
+
+
 def name_of(value: ir.Value | None) -> str:
     """Return the name of ``value``; every value of a loaded model has one."""
     assert value is not None and value.name is not None

@@ -6,11 +6,12 @@ the nodes, of which large graphs have few different ones: they are converted onc
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import name_of
+from onnxslim_kd.access import extents_of, name_of
 from onnxslim_kd.errors import ModelError
 
 SMALL = 1024
@@ -128,15 +129,15 @@ def outline(model: ir.Model) -> onnx.ModelProto:
 
 
 def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
-    known: dict[tuple[int, tuple[int, ...]], onnx.TypeProto] = {}
+    known: dict[tuple[ir.DataType, tuple[int, ...]], onnx.TypeProto] = {}
     for value in model.initializers.values():
         tensor = value.const_value
         if tensor is None or value.is_graph_input():
             continue
-        if tensor.nbytes <= SMALL:
+        key = tensor.dtype, extents_of(tensor)
+        if prod(key[1]) * tensor.dtype.bitwidth <= 8 * SMALL:
             ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
             continue
-        key = int(tensor.dtype), tuple(tensor.shape.numpy())
         if key not in known:
             known[key] = onnx.helper.make_tensor_type_proto(*key)
         graph.input.add(name=value.name).type.CopyFrom(known[key])

@@ -9,14 +9,17 @@ shapes to assume.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd.access import extents_of
 from onnxslim_kd.errors import ModelError, UserError
-from onnxslim_kd.model import dims, name_of, without_weights
+from onnxslim_kd.inference import extents, outline, types
+from onnxslim_kd.model import dims, name_of
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -36,6 +39,8 @@ class Shapes:
     shape: dict[ir.Value, Shape] = field(default_factory=dict)
     number: dict[ir.Value, Array] = field(default_factory=dict)
     """Values known without running the model: small constants and what is computed from them."""
+    outline: onnx.ModelProto | None = None
+    """What shape inference needs of a dynamic model, for another sample of the same graph."""
 
     def of(self, value: ir.Value) -> Shape | None:
         """Return the shape of ``value``, or None where it depends on the data."""
@@ -43,7 +48,11 @@ class Shapes:
 
 
 def sample(
-    model: ir.Model, given: Mapping[str, Sequence[int]] | None = None, *, variant: int = 0
+    model: ir.Model,
+    given: Mapping[str, Sequence[int]] | None = None,
+    *,
+    variant: int = 0,
+    base: Shapes | None = None,
 ) -> Shapes:
     """Find the shape of every value for one choice of the dynamic dimensions.
 
@@ -51,6 +60,7 @@ def sample(
         model: A loaded model.
         given: Shapes of inputs, by name, instead of the choice made here.
         variant: 0 or 1, two different choices.
+        base: An earlier sample of the same graph, to save time.
 
     Raises:
         UserError: ``given`` names no input or contradicts its static dimensions.
@@ -59,7 +69,9 @@ def sample(
     inputs = choose_inputs(model, given or {}, variant)
     found = Shapes(inputs)
     dynamic = any(None in dims(v) for v in model.graph.inputs if v.shape is not None)
-    known = _infer_all(model, inputs) if dynamic else {}
+    if dynamic:
+        found.outline = base.outline if base is not None and base.outline else outline(model)
+    known = _infer_all(found.outline, inputs) if found.outline is not None else {}
     for value in model.graph.inputs:
         found.shape[value] = inputs[name_of(value)]
     for value in model.graph.initializers.values():
@@ -121,27 +133,26 @@ def _choice(value: ir.Value, axis: int, variant: int) -> int:
     return (_SPATIAL if rank >= 4 else _SEQUENCE)[variant]
 
 
-def _infer_all(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _infer_all(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shape inference over the whole graph at once, for the given input shapes."""
-    with without_weights(model) as proto:
-        del proto.graph.value_info[:]
-        for info in proto.graph.input:
-            if info.name in inputs:
-                _set_dims(info, inputs[info.name])
-        for info in proto.graph.output:
-            info.type.tensor_type.ClearField("shape")
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-            raise ModelError(
-                f"shape inference fails for inputs {dict(inputs)}: {error};"
-                f" give shapes that fit with --input name=1x3x224x224"
-            ) from error
-    found = {}
-    for info in [*inferred.graph.value_info, *inferred.graph.output]:
-        shape = _static(info.type)
-        if shape is not None:
-            found[info.name] = shape
+    del proto.graph.value_info[:]
+    for info in proto.graph.input:
+        if info.name in inputs:
+            _set_dims(info, inputs[info.name])
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"shape inference fails for inputs {dict(inputs)}: {error};"
+            f" give shapes that fit with --input name=1x3x224x224"
+        ) from error
+    found, known = {}, dict[bytes, Shape | None]()
+    for name, kind in types(inferred).items():
+        key = kind.SerializeToString()
+        if key not in known:
+            known[key] = _static(kind)
+        if (shape := known[key]) is not None:
+            found[name] = shape
     return found
 
 
@@ -152,22 +163,20 @@ def _set_dims(info: onnx.ValueInfoProto, shape: Shape) -> None:
         proto.dim.add().dim_value = dim
 
 
-def _static(proto: onnx.TypeProto) -> Shape | None:
+def _static(kind: onnx.TypeProto) -> Shape | None:
     """The shape in a type, or None when it is not known to the last dimension."""
-    kind = proto.tensor_type
-    if not proto.HasField("tensor_type") or not kind.HasField("shape"):
+    found = extents(kind)
+    if found is None or None in found:
         return None
-    if any(not d.HasField("dim_value") for d in kind.shape.dim):
-        return None
-    return tuple(d.dim_value for d in kind.shape.dim)
+    return tuple(d for d in found if d is not None)
 
 
 def _add_initializer(found: Shapes, value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is None:
         return
-    found.shape[value] = tuple(tensor.shape.numpy())
-    if tensor.size <= LIMIT and tensor.dtype != ir.DataType.STRING and len(tensor.shape) <= 1:
+    found.shape[value] = shape = extents_of(tensor)
+    if len(shape) <= 1 and prod(shape) <= LIMIT and tensor.dtype != ir.DataType.STRING:
         found.number[value] = tensor.numpy()
 
 

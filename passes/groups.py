@@ -103,12 +103,9 @@ class Analysis:
         axes = [self.labels(b) for b in self.births]
         axes += [self.components.label[ids] for ids in self.channels.pieces]
         words = np.random.default_rng(0).integers(1, 2**63, len(axes), dtype=np.uint64)
-        which = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
-        pairs = np.sort(np.concatenate([*axes, np.empty(0, np.int64)]) * len(axes) + which)
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         total = np.zeros(self.components.count, np.uint64)
-        if axes:
-            np.add.at(total, pairs // len(axes), words[pairs % len(axes)])
+        for label, word in zip(axes, words, strict=True):
+            total[label] = total[label] + word  # once for each, however often it is there
         return total
 
     @cached_property
@@ -135,25 +132,45 @@ class Analysis:
 
     def new_shapes(self, removed: Ids) -> dict[ir.Value, Shape]:
         """The shapes that change when the components marked in ``removed`` go."""
-        gone = removed[self.components.label]
+        key = np.packbits(removed).tobytes()
+        if key not in self._new_shapes:  # a plan asks for its MACs, then it is carried out
+            self._new_shapes.clear()
+            gone = removed[self.components.label].astype(bool)
+            self._new_shapes[key] = self._layout_shapes(gone)
+            self._weight_shapes(gone, self._new_shapes[key])
+        return dict(self._new_shapes[key])
+
+    @cached_property
+    def _new_shapes(self) -> dict[bytes, dict[ir.Value, Shape]]:
+        return {}
+
+    def _layout_shapes(self, gone: np.ndarray[Any, Any]) -> dict[ir.Value, Shape]:
+        known: dict[int, tuple[int, ...]] = {}
+        """By array: an operator that lets channels pass hands on the array itself."""
         changed: dict[ir.Value, Shape] = {}
         for value, layout in self.channels.layout.items():
-            shape = list(self.shapes.shape[value])
+            before = self.shapes.shape[value]
+            shape = list(before)
             for block in layout:
-                keep = ~gone[block.ids]
-                for axis, size in zip(block.axes, extents(keep), strict=True):
+                if id(block.ids) not in known:
+                    known[id(block.ids)] = extents(~gone[block.ids])
+                for axis, size in zip(block.axes, known[id(block.ids)], strict=True):
                     shape[axis] = size
-            if tuple(shape) != self.shapes.shape[value]:
+            if tuple(shape) != before:
                 changed[value] = tuple(shape)
-        for birth in self.births:
-            if birth.operand is None:
-                continue
-            left = birth.size - int(gone[birth.start : birth.start + birth.size].sum())
-            if left != birth.size:
-                shape = list(changed.get(birth.value, self.shapes.shape[birth.value]))
-                shape[birth.axis] = left
-                changed[birth.value] = tuple(shape)
         return changed
+
+    def _weight_shapes(self, gone: np.ndarray[Any, Any], changed: dict[ir.Value, Shape]) -> None:
+        before = np.concatenate([[0], np.cumsum(gone)])  # how many of the ids below are gone
+        start = np.array([b.start for b in self.births], np.int64)
+        size = np.array([b.size for b in self.births], np.int64)
+        lost = before[start + size] - before[start]
+        for index in np.flatnonzero(lost):
+            birth = self.births[index]
+            if birth.operand is not None:
+                shape = list(changed.get(birth.value, self.shapes.shape[birth.value]))
+                shape[birth.axis] = birth.size - int(lost[index])
+                changed[birth.value] = tuple(shape)
 
     def macs(self, removed: Ids | None = None) -> int:
         """MACs for one element of the batch, after the components in ``removed`` are gone."""
@@ -166,6 +183,8 @@ class Analysis:
 def extents(keep: np.ndarray[Any, Any]) -> tuple[int, ...]:
     """The extents of a kept grid: along each axis, the slices of which something is kept."""
     rank = keep.ndim
+    if rank == 1:
+        return (int(np.count_nonzero(keep)),)
     return tuple(
         int(keep.any(axis=tuple(a for a in range(rank) if a != axis)).sum()) for axis in range(rank)
     )

@@ -5,6 +5,7 @@ scores go first. To add one, write the function and put it in IMPORTANCES, or, i
 parameters of a model at once, give one score per component and put it in OVERALL.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 from zlib import crc32
@@ -19,6 +20,8 @@ from onnxslim_kd.passes.channels import Birth
 from onnxslim_kd.passes.groups import Analysis, Parameter
 
 Scores = np.ndarray[Any, Any]
+PART = 1 << 16
+"""Elements of a weight that are looked at together."""
 
 
 def weights(parameter: Parameter) -> Scores:
@@ -63,11 +66,24 @@ def l1(analysis: Analysis, parameter: Parameter) -> Scores:
     array = constant(parameter.birth.value)
     if array is None:
         raise _computed(parameter)
+    sums = _absolute_sums(array, parameter.axis)
+    return np.asarray(sums * np.abs(_scale(parameter.birth)).ravel())
+
+
+def _absolute_sums(array: Scores, axis: int) -> Scores:
+    """Sums of magnitudes along ``axis``, a part at a time so that it stays in the cache."""
     if array.dtype.kind != "f":
         array = array.astype(np.float64)  # the magnitude of int8's -128 is no int8
-    others = tuple(a for a in range(array.ndim) if a != parameter.axis)
-    sums = np.abs(array).sum(axis=others, dtype=np.float64)  # without a float64 copy of floats
-    return np.asarray(sums * np.abs(_scale(parameter.birth)).ravel())
+    rows = array.reshape(math.prod(array.shape[:axis]), array.shape[axis], -1)
+    sums = np.zeros(array.shape[axis])
+    step = max(1, PART // max(1, rows[0].size if axis else rows.shape[2]))
+    if axis == 0:
+        for i in range(0, len(sums), step):
+            np.abs(rows[0, i : i + step]).sum(axis=1, dtype=np.float64, out=sums[i : i + step])
+    else:
+        for i in range(0, len(rows), step):
+            sums += np.abs(rows[i : i + step]).sum(axis=(0, 2), dtype=np.float64)
+    return sums
 
 
 def l2(analysis: Analysis, parameter: Parameter) -> Scores:

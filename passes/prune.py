@@ -1,4 +1,4 @@
-"""Prune: decide (`plan`), then slice (`cut`); the two never mix.
+"""Prune: decide (`plan`) here, slice in `cut`; the two never mix.
 
 Before: ``Conv(W[64, 3, 3, 3]) -> BatchNormalization(64) -> Conv(W[128, 64, 3, 3])``
 After:  ``Conv(W[32, 3, 3, 3]) -> BatchNormalization(32) -> Conv(W[128, 32, 3, 3])``
@@ -9,21 +9,17 @@ After:  ``Conv(W[32, 3, 3, 3]) -> BatchNormalization(32) -> Conv(W[128, 32, 3, 3
    again and must agree with the plan.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
-from onnxslim_kd import model as model_io
-from onnxslim_kd.errors import PassError, UserError
-from onnxslim_kd.passes import fixups
+from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
-from onnxslim_kd.passes.groups import Analysis, analyse, find, match
+from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
+from onnxslim_kd.passes.groups import Analysis, find, match
 from onnxslim_kd.passes.importance import Criterion
 from onnxslim_kd.passes.ratios import (
     Amount,
@@ -37,6 +33,7 @@ from onnxslim_kd.passes.targets import (
     Allocation,
     Allocator,
     Curves,
+    Device,
     Found,
     LatencyTarget,
     Target,
@@ -48,7 +45,19 @@ from onnxslim_kd.passes.targets import (
 from onnxslim_kd.plans import Group, Member, Options, Plan, Refusal
 from onnxslim_kd.samples import Samples
 
-PLAN_KEY = "onnxslim_kd.pruned"
+__all__ = [
+    "Choice",
+    "apply",
+    "cut",
+    "decide",
+    "describe",
+    "mark",
+    "plan",
+    "rank",
+    "record",
+    "removed_by",
+    "resolved",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,10 @@ class Choice:
     amount: Amount = field(default_factory=lambda: Amount(round_to=0))
     target: Target | LatencyTarget | None = None
     """Instead of a ratio: find the strength that removes this share of MACs, ..., or measure."""
-    allocation: Allocation = "uniform"
+    allocation: Allocation | None = None
+    """``uniform``, unless the target or the sensitivities ask for another."""
+    device: Device = field(default_factory=Device)
+    """For an allocation by latency: what it is measured on."""
     sensitivity: Curves | None = None
     """Per parameter, the loss by ratio; the ratios then come from it."""
     max_loss: float | None = None
@@ -93,6 +105,33 @@ class Choice:
             raise UserError(f"--max-loss must be 0 or more, got {self.max_loss:g}")
         if (self.sensitivity is None) != (self.max_loss is None) and self.target is None:
             raise UserError("--sensitivity goes with --max-loss or a target, and the other way")
+        self._check_allocation()
+
+    def _check_allocation(self) -> None:
+        by_latency = isinstance(self.target, LatencyTarget)
+        if self.allocation == "sensitivity" and self.sensitivity is None:
+            raise UserError("--allocation sensitivity needs what was measured: --sensitivity FILE")
+        if self.sensitivity is not None and self.spread != "sensitivity":
+            raise UserError(f"--sensitivity decides itself: leave out --allocation {self.spread}")
+        if self.allocation == "latency" and self.target is None:
+            raise UserError(
+                "--allocation latency needs to know how far: give --target-latency, or"
+                " --target-macs, --target-params or --target-size"
+            )
+        if by_latency and self.spread != "latency":
+            raise UserError(
+                f"--target-latency measures which widths pay, and decides itself: leave out"
+                f" --allocation {self.spread}"
+            )
+
+    @property
+    def spread(self) -> Allocation:
+        """How the removal is spread over the groups: as said, or as follows from the rest."""
+        if self.allocation is not None:
+            return self.allocation
+        if self.sensitivity is not None:
+            return "sensitivity"
+        return "latency" if isinstance(self.target, LatencyTarget) else "uniform"
 
     def requests(self, analysis: Analysis) -> list[Request]:
         """Return the parameters asked for, with their ratios.
@@ -116,14 +155,14 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
     Raises:
         UserError: The choice names nothing, or its criterion cannot score a parameter.
     """
-    if isinstance(choice.target, LatencyTarget):
-        from onnxslim_kd.passes import latency  # it cuts and measures, with what is below
-
-        return latency.plan(analysis, choice, choice.target)
     if choice.steps > 1:
         from onnxslim_kd.passes import steps  # it ranks and cuts again, with what is below
 
         return steps.plan(analysis, choice)
+    if choice.spread == "latency":
+        from onnxslim_kd.passes import latency  # it cuts and measures, with what is below
+
+        return latency.plan(analysis, choice)
     ranked, refused, notes = rank(analysis, choice)
     ranked, removed, more = decide(analysis, choice, ranked)
     notes += more
@@ -157,9 +196,9 @@ def _allocate(
             if not curve
         ]
         return by_loss(ranked, curves, amount)
-    if choice.allocation == "uniform" and choice.target is None:
+    if choice.spread == "uniform" and choice.target is None:
         return lambda _: [amount.removed(c, c.ratio) for c in ranked]
-    return allocator(choice.allocation, analysis, ranked, amount)
+    return allocator(choice.spread, analysis, ranked, amount)
 
 
 def _searched(target: Target, found: Found) -> str:
@@ -205,14 +244,6 @@ def rank(
     return [replace(c, comparable=comparable) for c in ranked], refused, notes
 
 
-def mark(analysis: Analysis, removed: Sequence[Ids]) -> Ids:
-    """Return a mask over components, True for those that go."""
-    mask = np.zeros(analysis.components.count, bool)
-    for labels in removed:
-        mask[labels] = True
-    return mask
-
-
 def describe(
     analysis: Analysis,
     ranked: Sequence[Candidate],
@@ -229,9 +260,12 @@ def describe(
     members: list[list[Member]] = [[] for _ in ranked]
     produced = {p.birth.start for p in analysis.parameters if p.produces}
     for birth in analysis.births:
-        for index in _owners(owner[analysis.labels(birth)]):
+        owners = _owners(owner[analysis.labels(birth)])
+        if owners:
             produces = birth.start in produced
-            members[index].append(_member(analysis, birth, removed, produces=produces))
+            member = _member(analysis, birth, removed, produces=produces)
+        for index in owners:
+            members[index].append(member)
     approximate = _approximate(analysis, owner, removed)
     groups = [
         Group(
@@ -263,14 +297,14 @@ def _owners(owners: Ids) -> list[int]:
 
 
 def _member(analysis: Analysis, birth: Birth, removed: Ids, *, produces: bool) -> Member:
-    keep = np.flatnonzero(~removed[analysis.labels(birth)])
+    keep = ~removed[analysis.labels(birth)]
     return Member(
         parameter=birth.value.name or "?",
         axis=birth.axis,
         node=birth.node.name or "?",
         before=birth.size,
-        after=len(keep),
-        kept=tuple(keep.tolist()) if produces else None,
+        after=int(np.count_nonzero(keep)),
+        kept=tuple(np.flatnonzero(keep).tolist()) if produces else None,
     )
 
 
@@ -282,165 +316,3 @@ def _approximate(analysis: Analysis, owner: Ids, removed: Ids) -> dict[int, list
         for index in _owners(owner[label[removed[label]]]):
             found.setdefault(index, []).append(f"{node.name}: {reason}")
     return found
-
-
-# ------------------------------------------------------------------------------- cut
-
-
-def cut(model: model_io.ModelLike, plan: Plan) -> ir.Model:
-    """Return ``model`` without the channels that ``plan`` removes; it decides nothing.
-
-    Raises:
-        UserError: The plan was made for another model.
-        PassError: The cut graph is not what the plan says.
-    """
-    analysis = analyse(
-        model_io.load(model),
-        attention=plan.options.attention,
-        free_outputs=plan.options.free_outputs,
-    )
-    apply(analysis, removed_by(analysis, plan))
-    return analysis.model
-
-
-def removed_by(analysis: Analysis, plan: Plan) -> Ids:
-    """Return the mask over components that ``plan`` means, for this model.
-
-    Raises:
-        UserError: The plan names what the model does not have, or cuts what must stay.
-    """
-    births = {(b.value.name, b.axis, b.size): b for b in analysis.births}
-    gone: list[Ids] = []
-    outputs: list[tuple[Member, Birth]] = []
-    for member in (m for group in plan.groups for m in group.members):
-        birth = births.get((member.parameter, member.axis, member.before))
-        if birth is None:
-            raise UserError(
-                f"the plan was made for another model: here is no {member.parameter} with"
-                f" {member.before} channels along axis {member.axis}"
-            )
-        if member.kept is not None:
-            drop = np.ones(birth.size, bool)
-            drop[list(member.kept)] = False
-            gone.append(analysis.labels(birth)[drop])
-            outputs.append((member, birth))
-    removed = mark(analysis, gone)
-    for label in np.flatnonzero(removed):
-        if (reason := analysis.components.pinned.get(int(label))) is not None:
-            raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
-    for member, birth in outputs:
-        keep = np.flatnonzero(~removed[analysis.labels(birth)])
-        if tuple(keep.tolist()) != member.kept:
-            raise UserError(
-                f"the plan was made for another model: {member.parameter} would keep"
-                f" {len(keep)} channels, the plan says {member.after}"
-            )
-    return removed
-
-
-def apply(analysis: Analysis, removed: Ids) -> None:
-    """Slice the weights of the analysed model in place and repair what counts channels.
-
-    Raises:
-        PassError: The shapes of the cut graph are not what the plan says.
-    """
-    if not removed.any():
-        return
-    gone = removed[analysis.components.label].astype(bool)
-    _ = analysis.other_sample  # of the graph before its weights change
-    state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
-    _slice_weights(analysis, gone)
-    fixups.repair(state)
-    for value, expected in state.shapes.items():
-        if value.shape is not None and not value.is_initializer():
-            before = analysis.shapes.shape[value]
-            changed = zip(value.shape, before, expected, strict=True)
-            value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
-    declared = {value: value.shape for value in analysis.model.graph.outputs}
-    model_io.infer_shapes(analysis.model)
-    _check_shapes(state)
-    for value, shape in declared.items():  # symbols stay symbols, whatever inference now knows
-        value.shape = shape
-
-
-def _slice_weights(analysis: Analysis, gone: Ids) -> None:
-    """Slice every weight along its cut axes; a vector shared by layers is cloned first."""
-    axes: dict[ir.Value, dict[int, Ids]] = {}
-    vectors: dict[ir.Value, list[tuple[Birth, Ids]]] = {}
-    for birth in analysis.births:
-        drop = gone[birth.start : birth.start + birth.size]
-        if birth.operand is None:
-            continue
-        keep = np.flatnonzero(~drop)
-        if len(analysis.shapes.shape[birth.value]) == 1:
-            vectors.setdefault(birth.value, []).append((birth, keep))
-        elif drop.any():
-            axes.setdefault(birth.value, {})[birth.axis] = keep
-    for value, cuts in axes.items():
-        _slice(value, cuts)
-    for value, uses in vectors.items():
-        _slice_vector(analysis.model.graph, value, uses)
-
-
-def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
-    array = _numbers(value)
-    for axis, keep in sorted(cuts.items(), key=lambda cut: len(cut[1])):
-        array = np.take(array, keep, axis=axis)
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    value.const_value, value.shape = tensor, ir.Shape(array.shape)
-
-
-def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:
-    assert value.const_value is not None
-    if value.const_value.dtype.bitwidth < 8:
-        raise UserError(
-            f"{value.name} has type {value.const_value.dtype.name}, whose elements share bytes:"
-            f" leave it out with --ignore"
-        )
-    return value.const_value.numpy()
-
-
-def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, Ids]]) -> None:
-    """Slice a vector for each of its uses; equal cuts share one."""
-    whole = len(_numbers(value))
-    kinds = {keep.tobytes() for _, keep in uses}
-    if kinds == {np.arange(whole).tobytes()}:
-        return
-    if len(kinds) == 1 and len(uses) == len(value.uses()):
-        _slice(value, {0: uses[0][1]})
-        return
-    clones: dict[bytes, ir.Value] = {}
-    for birth, keep in uses:
-        if len(keep) == whole:
-            continue
-        if keep.tobytes() not in clones:
-            array = _numbers(value)[keep]
-            clones[keep.tobytes()] = model_io.new_initializer(graph, value.name or "w", array)
-        assert birth.operand is not None
-        birth.node.replace_input_with(birth.operand, clones[keep.tobytes()])
-    fixups.remove_dead(graph, [value])
-
-
-def _check_shapes(state: fixups.Cut) -> None:
-    """Read the cut graph's shapes back: each must be what the plan says."""
-    for value, expected in state.shapes.items():
-        node = value.producer()
-        if value.shape is None or node is None or node.graph is None:
-            continue  # not inferred, a weight, or removed with what it fed
-        for have, want in zip(model_io.dims(value), expected, strict=True):
-            if have is not None and have != want:
-                raise PassError(
-                    f"after the cut {value.name} has shape {list(value.shape)},"
-                    f" the plan says {list(expected)}"
-                )
-
-
-def record(model: ir.Model, plan: Plan) -> None:
-    """Leave in the metadata which plan made the model, without its long lists."""
-    summary = {
-        "criterion": plan.criterion,
-        "groups": len(plan.groups),
-        "macs": [plan.macs_before, plan.macs_after],
-        "approximate": plan.approximate,
-    }
-    model.metadata_props[PLAN_KEY] = json.dumps(summary)

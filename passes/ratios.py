@@ -169,32 +169,34 @@ def _scores(
     group_score: GroupScore,
 ) -> Scores:
     """One score per unit: the mean over its channels in a parameter, then over parameters."""
-    table = np.full((len(producers), len(units)), np.nan)
+    rows: list[Scores] = []
+    scored = np.zeros(len(units), bool)
     position = np.full(analysis.components.count, -1)
     position[units] = np.arange(len(units))
     refused: UserError | None = None
-    for row, parameter in enumerate(producers):
-        if group_score == "first" and not np.isnan(table).all(axis=0).any():
-            break  # every unit has its score
+    for parameter in producers:
+        if group_score == "first" and scored.all():
+            break
         where = position[analysis.labels(parameter.birth)]
         inside = where >= 0
         try:
             raw = criterion(analysis, parameter)[inside]
         except UserError as error:
-            if row == 0 and group_score == "first":
+            if parameter is producers[0] and group_score == "first":
                 raise
             refused = refused or error
             continue
         count = np.bincount(where[inside], minlength=len(units))
         total = np.bincount(where[inside], raw, minlength=len(units))
         with np.errstate(invalid="ignore"):
-            table[row] = total / count
-    if np.isnan(table).all(axis=0).any():  # a unit without a score must not pass for the weakest
+            rows.append(total / count)
+        scored |= ~np.isnan(rows[-1])
+    if not scored.all():  # a unit without a score must not pass for the weakest
         raise refused or UserError(f"the criterion gives no number for {producers[0].name}")
-    table = table[~np.isnan(table).all(axis=1)]
+    table = np.array(rows)
     if group_score == "first":
-        rows = np.argmax(~np.isnan(table), axis=0)
-        return np.asarray(table[rows, np.arange(len(units))])
+        first = np.argmax(~np.isnan(table), axis=0)
+        return np.asarray(table[first, np.arange(len(units))])
     reduce: Callable[..., Scores] = np.nanmean if group_score == "mean" else np.nanmax
     return reduce(table, axis=0)
 
