@@ -23,16 +23,26 @@ if TYPE_CHECKING:
     "--dir", "folder", type=click.Path(path_type=Path),
     help="Where the artefacts go.  [default: runs/ and the name of CONFIG]",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Check CONFIG, and say which stages would run.")
 @click.option("--json", "as_json", is_flag=True, help="Events and the result as JSON lines.")
 def run(
-    config: Path, overrides: tuple[str, ...], resume: bool, folder: Path | None, as_json: bool
+    config: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    folder: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Run all stages of CONFIG that are not up to date, and write the report."""
     from onnxslim_kd import pipeline, recipe
 
     folder = folder or Path("runs") / config.stem
+    chosen = recipe.read(config, overrides)
+    if dry_run:
+        _print_pending(pipeline.pending(chosen, folder), as_json=as_json)
+        return
     listen = options.print_json if as_json else _tell
-    data = pipeline.run(recipe.read(config, overrides), folder, resume=resume, listen=listen)
+    data = pipeline.run(chosen, folder, resume=resume, listen=listen)
     if as_json:
         options.print_json({"event": "report", "metrics": [m.model_dump() for m in data.metrics]})
         return
@@ -54,6 +64,14 @@ def _tell(event: Mapping[str, Any]) -> None:
             click.echo(f"      {line}")
 
 
+def _print_pending(reasons: Mapping[str, str | None], *, as_json: bool) -> None:
+    if as_json:
+        options.print_json(reasons)
+        return
+    for number, (name, reason) in enumerate(reasons.items(), start=1):
+        click.echo(f"[{number}/{len(reasons)}] {name}: {reason or 'up to date'}")
+
+
 def _print_table(data: "ReportData") -> None:
     from onnxslim_kd.charts import number
 
@@ -61,8 +79,10 @@ def _print_table(data: "ReportData") -> None:
     for metric in data.metrics:
         unit = f" {metric.unit}" if metric.unit else ""
         ratio = "-" if metric.change is None else f"{metric.change:.3f}"
+        if metric.is_score:
+            ratio = metric.points
         if metric.interval is not None:
             ratio += " [{:.3f}, {:.3f}]".format(*metric.interval)
         rows.append((metric.name, number(metric.before) + unit, number(metric.after) + unit, ratio))
     if rows:
-        options.print_table(data.title, ("", "before", "after", "ratio"), rows)
+        options.print_table(data.title, ("", "before", "after", "change"), rows)

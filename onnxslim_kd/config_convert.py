@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxslim_kd import recipe
 from onnxslim_kd.convert_clas import clas
-from onnxslim_kd.convert_common import Converted, leaves
+from onnxslim_kd.convert_common import Converted, leaves, unshared
 from onnxslim_kd.convert_compressor import compressor
 from onnxslim_kd.errors import UserError
 
@@ -19,16 +19,20 @@ def convert(path: Path) -> Converted:
     Raises:
         UserError: The file cannot be read, or is neither.
     """
-    old = recipe.included(path)
-    for mark, kind in (("compressor", compressor), ("Arch", clas)):
+    old = unshared(recipe.included(path))
+    for mark, kind in (("compressor", compressor), ("compress_pass", compressor), ("Arch", clas)):
         if mark in old:
             new = Converted({"title": path.stem})
             try:
                 kind(old, new)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 # a list where settings are expected, or a word where a number is
                 raise UserError(f"{path}: is not built as such files are: {error}") from error
             new.notes += [f"not carried over: {left}" for left in leaves(old)]
+            try:
+                recipe.parse(new.settings, path.stem)
+            except UserError as error:
+                new.notes.append(f"before the new file runs, mend this: {error}")
             return new
     raise UserError(
         f"{path}: is neither a Compressor file (with `compressor`) nor one of PaddleClas (with"

@@ -23,6 +23,13 @@ class Converted:
         return found
 
 
+def unshared(old: Any) -> Any:
+    """Copy settings so that what a YAML anchor shares can be taken apart in each place."""
+    if isinstance(old, Mapping):
+        return {key: unshared(value) for key, value in old.items()}
+    return [unshared(value) for value in old] if isinstance(old, list) else old
+
+
 def leaves(old: Any, place: str = "") -> Iterator[str]:
     """Name the settings that nobody took."""
     if isinstance(old, Mapping) and old:

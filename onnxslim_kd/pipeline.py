@@ -71,6 +71,28 @@ def run(
     return data
 
 
+def pending(recipe: Recipe, folder: Path) -> dict[str, str | None]:
+    """Say of every stage why `run` would carry it out; None for one that is up to date.
+
+    Raises:
+        UserError: The folder holds something else.
+    """
+    stamps = Stamps.load(folder)
+    found: dict[str, str | None] = {}
+    made: dict[Path, str] = {}
+    for name, stage in recipe.stages.items():
+        place = recipe.place(folder, name)
+        first = next((made[path] for path in stage.reads(place) if path in made), None)
+        if first is not None:
+            found[name] = f"{first} comes first"
+        else:
+            now = stamp(stage.model_dump_json(), stage.reads(place), stage.others())
+            found[name] = _reason(stamps.stages.get(name), now, folder)
+        if found[name] is not None:
+            made |= {place.output(ending): name for ending in stage.leaves}
+    return found
+
+
 def _reason(before: Stamp | None, now: Stamp, folder: Path) -> str | None:
     """Say why a stage must run; None if it need not."""
     if before is None:

@@ -72,23 +72,23 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     held = included(path)
     for override in overrides:
         _put(held, override)
-    return parse(held, path.stem)
+    recipe = parse(held, path.stem)
+    for name, stage in recipe.stages.items():
+        _check_reads(recipe, name, stage)
+    return recipe
 
 
 def parse(held: Mapping[str, Any], title: str) -> Recipe:
-    """Return the run that settings describe.
+    """Return the run that settings describe, whether the files that it reads are there or not.
 
     Raises:
-        UserError: As in `read`.
+        UserError: A setting is not known or impossible.
     """
     settings = configs.validated(Settings, held)
     common = settings.common()
     stages = {name: _stage(name, own or {}, common) for name, own in settings.stages.items()}
     text = yaml.safe_dump(dict(held), sort_keys=False, width=100)
-    recipe = Recipe(settings.title or title, stages, text)
-    for name, stage in stages.items():
-        _check_reads(recipe, name, stage)
-    return recipe
+    return Recipe(settings.title or title, stages, text)
 
 
 def _stage(name: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Stage:

@@ -9,6 +9,7 @@ from onnxslim_kd.cli import main
 from onnxslim_kd.config_convert import Converted, convert
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.stages_graph import Export, InferPrune, Merge, Prune
+from onnxslim_kd.stages_measure import Sensitivity
 from onnxslim_kd.stages_train import Train
 
 PRUNE = """
@@ -158,6 +159,175 @@ def test_distillation_of_the_compressor(tmp_path):
         assert f"not carried over: strategies.{left}" in text
 
 
+def test_a_cut_comes_before_distilling(tmp_path):
+    strategies = "{d: {class: DistillationStrategy, distillers: l2}, p: {class: %s, pruner: x}}"
+    text = f"""
+include: [base.yaml]
+strategies: {strategies % "UniformPruneStrategy"}
+compress_pass: {{epoch: 3, strategies: [d, p]}}
+"""
+    (tmp_path / "base.yaml").write_text(
+        "distillers: {l2: {class: L2Distiller, teacher_feature_map: t, student_feature_map: s}}\n"
+    )
+    _, read = converted(tmp_path, text)
+    assert list(read.stages)[:3] == ["pruned", "merged", "trained"]
+    merged = read.stages["merged"]
+    assert isinstance(merged, Merge)
+    assert merged.reads(read.place(tmp_path, "merged"))[0] == tmp_path / "pruned.onnx"
+
+
+def test_sensitive_pruning_measures_first(tmp_path):
+    text = PRUNE.replace(
+        "UniformPruneStrategy'", "SensitivePruneStrategy'\n        delta_rate: 0.2"
+    )
+    _, read = converted(tmp_path, text)
+    measured, pruned = read.stages["sensitivity"], read.stages["pruned"]
+    assert isinstance(measured, Sensitivity) and isinstance(pruned, Prune)
+    assert measured.ratios == (0.2, 0.4, 0.6, 0.8)
+    assert (
+        pruned.reads(read.place(tmp_path, "pruned"))[1] == tmp_path / "sensitivity.sensitivity.json"
+    )
+
+
+def test_automatic_pruning_names_the_search(tmp_path):
+    text = PRUNE.replace("UniformPruneStrategy'", "AutoPruneStrategy'\n        max_ratio: 0.5")
+    found, read = converted(tmp_path, text.replace("target_ratio", "min_ratio"))
+    assert isinstance(read.stages["pruned"], Prune) and read.stages["pruned"].target_macs == 0.5
+    assert any("onnxslim-kd search" in note for note in found.notes)
+
+
+def test_strange_distillers_are_noted(tmp_path):
+    found, read = converted(tmp_path, DISTIL.replace("'L2Distiller'", "'L3Distiller'"))
+    merged = read.stages["merged"]
+    assert isinstance(merged, Merge) and [spec.kind for spec in merged._specs()] == [
+        "fsp", "soft_label",
+    ]  # fmt: skip
+    assert "not carried over: distillers.l2_distiller.class: L3Distiller" in found.notes
+
+
+def clas_with(**sections):
+    """The PaddleClas file with other sections, by their YAML."""
+    settings = yaml.safe_load(CLAS) | {name: yaml.safe_load(t) for name, t in sections.items()}
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("DistillationPairLoss: {base_loss_name: MGDLoss, s_keys: ['blocks[7]'], t_keys: "
+         "['blocks[15]'], student_channels: 512, teacher_channels: 512}",
+         [("mgd", "~/res5/res5b$", "~/res5/res5c$")]),
+        ("DistillationPairLoss: {base_loss_name: PEFDLoss, s_key: avg_pool, t_key: avg_pool}",
+         [("pefd", "~/fc/fc.0$", "~/fc/fc.0$")]),
+        ("DistillationRKDLoss: {student_keepkeys: ['blocks[3]'], teacher_keepkeys: ['blocks[6]']}",
+         [("rkd_distance", "~/res3/res3b$", "~/res3/res3d$"),
+          ("rkd_angle", "~/res3/res3b$", "~/res3/res3d$")]),
+        ("DistillationDistanceLoss: {mode: l1, key: 'blocks[0]'}",
+         [("l1", "~/res2/res2a$", "~/res2/res2a$")]),
+        ("DistillationSKDLoss: {temperature: 1.0, multiplier: 2.0, alpha: 0.9}",
+         [("skd", "logits", "logits")]),
+    ],
+)  # fmt: skip
+def test_losses_of_paddleclas(tmp_path, loss, expected):
+    found, read = converted(tmp_path, clas_with(Loss=f"Train: [{{{loss}}}]"))
+    merged = read.stages["merged"]
+    assert isinstance(merged, Merge)
+    specs = [(spec.kind, spec.student[0], spec.teacher[0]) for spec in merged._specs()]
+    assert specs == expected
+    assert not [note for note in found.notes if "Loss" in note]
+
+
+AFD = """
+name: DistillationModel
+freeze_params_list:
+models:
+  - Teacher:
+      name: AttentionModel
+      freeze_params_list: [True, False]
+      models:
+        - R: {name: ResNet34, pretrained: True, return_patterns: &t ["blocks[0]", "blocks[3]"]}
+        - LinearTransformTeacher: {name: LinearTransformTeacher, qk_dim: 128, keys: *t}
+  - Student:
+      name: AttentionModel
+      models:
+        - ResNet18: {name: ResNet18, dropout: 0.1, return_patterns: &s ["blocks[0]"]}
+        - LinearTransformStudent: {name: LinearTransformStudent, qk_dim: 128, keys: *s}
+"""
+
+
+def test_networks_with_transforms_behind_them(tmp_path):
+    loss = "Train: [{AFDLoss: {weight: 50.0, model_name_pair: [Student, Teacher]}}]"
+    found, read = converted(tmp_path, clas_with(Arch=AFD, Loss=loss))
+    merged, train = read.stages["merged"], read.stages["trained"]
+    assert isinstance(merged, Merge) and isinstance(train, Train) and not train.mutual
+    (afd,) = merged._specs()
+    assert (afd.kind, afd.weight, afd.student) == ("afd", 50, ("~/res2/res2a$",))
+    assert afd.teacher == ("~/res2/res2a$", "~/res3/res3a$")
+    assert "not carried over: Arch.Student.dropout: 0.1" in found.notes
+
+
+def test_how_paddleclas_trains(tmp_path):
+    optimizer = """
+name: AdamW
+beta1: 0.8
+beta2: 0.95
+weight_decay: 1e-4
+lr: {name: MultiStepDecay, learning_rate: 0.5, milestones: [3, 6], step_each_epoch: 1, gamma: 0.2}
+"""
+    amp = "{use_amp: False, scale_loss: 128.0}"
+    _, read = converted(tmp_path, clas_with(Optimizer=optimizer, AMP=amp))
+    train = read.stages["trained"]
+    assert isinstance(train, Train)
+    assert (train.optimizer.name, train.optimizer.betas) == ("adamw", (0.8, 0.95))
+    assert (train.optimizer.weight_decay, train.amp) == (1e-4, "none")
+    assert train.schedule.boundaries == (3, 6) and train.schedule.values == (0.5, 0.1, 0.02)
+    strange = "[{RMSProp: {scope: all, lr: {name: Cyclic, learning_rate: 0.1, max_lr: 1}}}]"
+    found, _ = converted(tmp_path, clas_with(Optimizer=strange))
+    text = "\n".join(found.notes)
+    for part in ("RMSProp is not here", "Cyclic is not here", "Optimizer.lr.max_lr: 1", "several"):
+        assert part in text
+
+
+def test_data_of_paddleclas(tmp_path):
+    loader = """
+Train:
+  dataset:
+    cls_label_path: a.txt
+    delimiter: ','
+    transform_ops:
+      - ResizeImage: {size: 64}
+      - RandCropImage: {size: [32, 32], interpolation: bicubic}
+      - NormalizeImage: {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2], scale: 1.0/255.0}
+    batch_transform_ops: [{MixupOperator: {alpha: 0.2}}]
+"""
+    one = {"Arch": "{name: ResNet18}", "Loss": "{Train: [{CELoss: {weight: 1}}]}"}
+    found, read = converted(tmp_path, clas_with(DataLoader=loader, **one))
+    train = read.stages["trained"]
+    assert isinstance(train, Train) and train.labels.mixup == 0.2
+    assert train.preprocess == "resize=64x64,random-crop=32x32,normalize=0.5/0.5/0.5:0.2/0.2/0.2"
+    assert "eval" not in read.stages
+    text = "\n".join(found.notes)
+    assert "delimiter" in text and "bicubic" in text
+    without, read = converted(tmp_path, clas_with(DataLoader="{}", **one))
+    assert any("set data" in note for note in without.notes) and "trained" in read.stages
+
+
+def test_of_three_networks_the_pairs_that_fit_are_kept(tmp_path):
+    arch = """
+models: [{Big: {name: ResNet50}}, {Teacher: {name: ResNet34}}, {Student: {name: ResNet18}}]
+freeze_params_list: [True, True, False]
+infer_model_name: Teacher
+"""
+    pairs = "[[Student, Teacher], [Student, Big], [Teacher, Big]]"
+    loss = f"Train: [{{DistillationKLDivLoss: {{model_name_pairs: {pairs}}}}}]"
+    found, read = converted(tmp_path, clas_with(Arch=arch, Loss=loss))
+    merged, shipped = read.stages["merged"], read.stages["shipped"]
+    assert isinstance(merged, Merge) and isinstance(shipped, InferPrune)
+    assert [spec.teacher for spec in merged._specs()] == [("big_logits",), ("teacher_logits",)]
+    assert shipped.keep == "teacher"
+    assert any("model_name_pairs: [['Teacher', 'Big']]" in note for note in found.notes)
+
+
 def test_paddleclas(tmp_path):
     found, read = converted(tmp_path, CLAS)
     teacher, student = read.stages["teacher"], read.stages["student"]
@@ -193,6 +363,9 @@ def test_mutual_learning_of_paddleclas(tmp_path):
     train, merged = read.stages["trained"], read.stages["merged"]
     assert isinstance(train, Train) and isinstance(merged, Merge)
     assert train.mutual
+    teacher, student = read.stages["teacher"], read.stages["student"]
+    assert isinstance(teacher, Export) and isinstance(student, Export)
+    assert teacher.seed != student.seed, "equal networks have nothing to say to each other"
     assert [spec.student for spec in merged._specs()][:2] == [("logits",), ("teacher_logits",)]
 
 
@@ -202,7 +375,7 @@ def test_one_model_of_paddleclas(tmp_path):
     settings["Loss"] = {"Train": [{"CELoss": {"weight": 1.0, "epsilon": 0.1}}]}
     settings["Slim"] = {"prune": {"name": "fpgm", "pruned_ratio": 0.3}}
     _, read = converted(tmp_path, yaml.safe_dump(settings, sort_keys=False))
-    assert list(read.stages) == ["student", "pruned", "trained", "shipped"]
+    assert list(read.stages)[:4] == ["student", "pruned", "trained", "shipped"]
     pruned, train = read.stages["pruned"], read.stages["trained"]
     assert isinstance(pruned, Prune) and isinstance(train, Train)
     assert (pruned.criterion, pruned.ratio) == ("geometric-median", 0.3)
@@ -218,9 +391,9 @@ def test_one_model_of_paddleclas(tmp_path):
             PRUNE.replace("[uniform_pruning_strategy]", "[uniform_strategy]"),
             "near misses: uniform_pruning",
         ),
-        (DISTIL.replace("'L2Distiller'", "'L3Distiller'"), "distiller 'l2_distiller' is not one"),
-        ("Arch: {name: ResNet50}", "nothing to train on"),
+        (DISTIL.replace("['fsp_distiller'", "['fsp_distil'"), "near misses: fsp_distiller"),
         ("compressor: [1]", "is not built as such files are"),
+        ("Arch: {models: [a]}", "is not built as such files are"),
     ],
 )
 def test_what_is_refused(tmp_path, text, message):

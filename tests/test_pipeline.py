@@ -61,8 +61,8 @@ def test_digits_runs_end_to_end(tmp_path):
     options = [f"-o{override}" for override in (*few, *small)]
     done = called(EXAMPLES / "digits.yaml", *options, "--dir", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    for text in ("Latency", "Size", "MACs", "top1", "report.html"):
-        assert text in done.output.split("[8/8]")[1]
+    for text in ("Latency", "Size", "MACs", "Top-1", "report.html"):
+        assert text in done.output.split("[9/9]")[1]
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names >= {"report.html", "report.md", "config.yaml", "stages.json", "bench.json"}
     assert names >= {f"{name}.onnx" for name in ("original", "pruned", "distilled", "shipped")}
@@ -166,6 +166,22 @@ stages:
     (folder / "train.onnx").unlink()
     assert "resume" not in started(False)
     assert "resume" not in started(True)  # nothing to do
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
+    config, folder = written(tmp_path), tmp_path / "run"
+    done = called(config, "--dir", folder, "--dry-run")
+    assert done.output == (
+        "[1/3] net: it is new\n[2/3] pruned: net comes first\n[3/3] shipped: pruned comes first\n"
+    )
+    assert not folder.exists()
+    events(config, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    found = called(config, "--dir", folder, "--dry-run", "-o", "stages.pruned.ratio=0.25", "--json")
+    assert json.loads(found.output) == {
+        "net": None, "pruned": "its settings changed", "shipped": "pruned comes first",
+    }  # fmt: skip
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
 # ------------------------------------------------------------------------- reading
