@@ -29,6 +29,7 @@ from onnxslim_kd.training.selection import (
 from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.sync_bn import synchronise
 from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
+from onnxslim_kd.training.tidy import tidied
 from onnxslim_kd.training.transforms import Preprocess
 from onnxslim_kd.training.weights import untie
 
@@ -127,7 +128,8 @@ def _lowered(
     model: ir.Model, objective: Objective, selection: Selection, config: TrainConfig
 ) -> Lowered:
     names = [name for name in selection.trained if name in model.graph.initializers]
-    lowered = lower(model, trainable=names, outputs=objective.all_outputs())
+    wanted = objective.all_outputs()
+    lowered = lower(tidied(model, wanted, keep=names), trainable=names, outputs=wanted)
     if not lowered.parameters_by_name:
         raise UserError("no parameter that trains is on the way to the loss")
     if config.channels_last:

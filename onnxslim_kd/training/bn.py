@@ -17,7 +17,7 @@ from onnxslim_kd.training.data import Batch
 from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.ops_norm import BatchNorm
-from onnxslim_kd.training.teacher import extract
+from onnxslim_kd.training.tidy import extract
 
 Array = np.ndarray[Any, Any]
 BATCHES = 8

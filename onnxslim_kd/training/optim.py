@@ -64,17 +64,18 @@ def build(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _sgd(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        groups, settings.lr, momentum=settings.momentum, nesterov=settings.nesterov
-    )
+    momentum, nesterov = settings.momentum, settings.nesterov
+    return torch.optim.SGD(groups, settings.lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def _adam(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, settings.lr, betas=settings.betas, eps=settings.eps)
+    betas, eps = settings.betas, settings.eps
+    return torch.optim.Adam(groups, settings.lr, betas=betas, eps=eps, fused=True)
 
 
 def _adamw(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, settings.lr, betas=settings.betas, eps=settings.eps)
+    betas, eps = settings.betas, settings.eps
+    return torch.optim.AdamW(groups, settings.lr, betas=betas, eps=eps, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -104,9 +105,15 @@ def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> No
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
                 optimizer.state[parameter] = {
-                    key: tensor.to(parameter.device) if tensor.ndim else tensor.clone()
-                    for key, tensor in by_name[name].items()
+                    key: _beside(parameter, tensor) for key, tensor in by_name[name].items()
                 }
+
+
+def _beside(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Copy ``tensor`` to the parameter's device, in its memory format: fused steps need both."""
+    if tensor.shape != parameter.shape:  # the count of steps
+        return tensor.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 class Ema:

@@ -22,7 +22,8 @@ from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import Lowered
 from onnxslim_kd.training.objective import Mix, Objective
 from onnxslim_kd.training.shrink import GroupSparsity
-from onnxslim_kd.training.teacher import Teacher, extract
+from onnxslim_kd.training.teacher import Teacher
+from onnxslim_kd.training.tidy import extract
 from onnxslim_kd.training.weights import statistics_of
 
 Values = Mapping[str, Tensor]

@@ -22,6 +22,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.training.lowering import lower
+from onnxslim_kd.training.tidy import tidied
 
 Feeds = Mapping[str, Tensor]
 
@@ -54,7 +55,7 @@ def split(model: ir.Model, prefixes: tuple[str, ...]) -> Split | None:
     if not border:
         return None
     values = tuple(model_io.name_of(value) for value in border)
-    teacher = extract(model, values)
+    teacher = tidied(model, values)
     for value, name in zip(border, values, strict=True):
         value.name = f"{name}_of_teacher"
         outside = ir.Value(name=name, shape=value.shape, type=value.type)
@@ -62,26 +63,6 @@ def split(model: ir.Model, prefixes: tuple[str, ...]) -> Split | None:
         rest.graph.inputs.append(outside)
     common.RemoveUnusedNodesPass()(rest)
     return Split(teacher, rest, values)
-
-
-def extract(
-    model: ir.Model, outputs: Sequence[str], inputs: Sequence[str] | None = None
-) -> ir.Model:
-    """Return the part of ``model`` that computes ``outputs``.
-
-    Args:
-        model: Only read.
-        outputs: Value names.
-        inputs: The inputs of the part; None for those of the model that it needs.
-    """
-    every = [model_io.name_of(value) for value in model.graph.inputs]
-    graph = ir.convenience.extract(model.graph, list(inputs or every), list(outputs))
-    part = ir.Model(graph, ir_version=model.ir_version)
-    part.opset_imports.update(model.opset_imports)
-    if inputs is None:
-        for value in [value for value in graph.inputs if not value.uses()]:
-            graph.inputs.remove(value)
-    return part
 
 
 class Teacher:
