@@ -3,14 +3,15 @@
     report = bench(["original.onnx", "pruned.onnx"], batches=[1, 8])
     report.cases[0].rows[1].ratio          # Ratio(median=0.61, low=0.60, high=0.62)
 
-All models live in one process and run in turn (see `onnxslim_kd.timing`); their outputs on the
-same inputs are compared, so that a fast wrong model is not called fast.
+All models live in one process and run in turn (see `onnxslim_kd.timing`), on inputs that are
+already where they compute; their outputs on the same inputs are compared, so that a fast wrong
+model is not called fast.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def compare_latency(
     check_interface("the first model", sessions[0], "the second", sessions[1])
     feeds = workloads(a, [shapes] if shapes else ())[0].feeds[0]
     first, second = timing.interleave(
-        [_call(session, feeds) for session in sessions],
+        [session.bind(feeds) for session in sessions],
         rounds=setting.rounds,
         seconds=setting.seconds,
     )
@@ -186,10 +187,6 @@ def _session(source: Source, setting: Setting) -> runtime.Session:
     return runtime.Session(source, provider=setting.provider, threads=setting.threads, spin=False)
 
 
-def _call(session: runtime.Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
-    return lambda: session.run(feeds)
-
-
 def _measure(
     names: Sequence[str],
     sessions: Sequence[runtime.Session],
@@ -198,7 +195,7 @@ def _measure(
 ) -> Case:
     load = machine.load_average()
     timings = timing.interleave(
-        [_call(session, workload.feeds[0]) for session in sessions],
+        [session.bind(workload.feeds[0]) for session in sessions],
         rounds=setting.rounds,
         seconds=setting.seconds,
     )

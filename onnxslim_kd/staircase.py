@@ -14,7 +14,7 @@ provider, threads); lines from elsewhere are not used.
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -210,13 +210,9 @@ class Meter:
         for probe in probes:
             model, feeds = together([probe])
             session = Session(model, provider=self.provider, threads=self.threads, spin=False)
-            calls.append(_call(session, feeds))
+            calls.append(session.bind(feeds))
         timings = timing.interleave(calls, rounds=ROUNDS, seconds=SECONDS * len(probes))
         return [float(t.medians.min()) for t in timings]
-
-
-def _call(session: Session, feeds: Mapping[str, np.ndarray[Any, Any]]) -> timing.Call:
-    return lambda: session.run(feeds)
 
 
 def together(probes: Sequence[Probe]) -> tuple[ir.Model, dict[str, np.ndarray[Any, Any]]]:

@@ -57,9 +57,19 @@ def workloads(
         for batch in batches or (None,):
             full = {name_of(v): _shape(v, asked, batch) for v in model.graph.inputs}
             _check_batch(model, full, batch)
-            feeds = (runtime.random_feeds(model, full, seed=seed) for seed in range(SAMPLES))
-            made.append(Workload(full, tuple(feeds)))
+            made.append(Workload(full, _random(model, full)))
     return made
+
+
+def _random(model: ir.Model, shapes: Mapping[str, Shape]) -> tuple[Mapping[str, Array], ...]:
+    for value in model.graph.inputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise UserError(f"input {value.name} is no tensor, and nothing else can be fed")
+    try:
+        return tuple(runtime.random_feeds(model, shapes, seed=seed) for seed in range(SAMPLES))
+    except MemoryError as error:
+        sizes = ", ".join(f"{name} {_text(shape)}" for name, shape in shapes.items())
+        raise UserError(f"inputs of this size do not fit into memory: {sizes}") from error
 
 
 def _shape(value: ir.Value, asked: Mapping[str, Sequence[int]], batch: int | None) -> Shape:
@@ -84,7 +94,8 @@ def _check_fit(name: str, own: Sequence[int | None] | None, shape: Sequence[int]
     fits = own is None or (
         len(own) == len(shape) and all(a in (None, b) for a, b in zip(own, shape, strict=True))
     )
-    if not fits or any(d < 1 for d in shape):
+    empty = any(d < 1 for d in shape) and tuple(own or ()) != tuple(shape)
+    if not fits or empty:
         wanted = "" if own is None else f", the model takes {_text(own)}"
         raise UserError(f"input {name}: shape {_text(shape)} does not fit{wanted}")
 
@@ -115,11 +126,18 @@ def _given(model: ir.Model, inputs: Mapping[str, Array]) -> Workload:
         name = name_of(value)
         if name not in inputs:
             raise UserError(f"the inputs given hold no array for input {name}")
-        array = inputs[name]
-        if value.dtype is not None and value.dtype.numpy() != array.dtype:
-            raise UserError(f"input {name}: {array.dtype} given, the model takes {value.dtype}")
-        _check_fit(name, _own(value), array.shape)
+        if value.dtype is not None and _kind(value.dtype) != inputs[name].dtype.type:
+            raise UserError(
+                f"input {name}: {inputs[name].dtype} given, the model takes"
+                f" {_kind(value.dtype).__name__}"
+            )
+        _check_fit(name, _own(value), inputs[name].shape)
     return Workload({name: array.shape for name, array in inputs.items()}, (inputs,))
+
+
+def _kind(dtype: ir.DataType) -> type:
+    """The type of an array that holds such a tensor; npz files hold strings as text."""
+    return np.str_ if dtype == ir.DataType.STRING else dtype.numpy().type
 
 
 def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
@@ -130,11 +148,14 @@ def read_inputs(path: str | os.PathLike[str]) -> dict[str, Array]:
     """
     try:
         with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise UserError(f"{path}: is no npz file; write one with numpy.savez")
+            file.seek(0)
             archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise UserError(f"{path}: holds one array; write named ones with numpy.savez")
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: cannot be read as npz: {error}") from error
 
 

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import onnx_ir as ir
 
@@ -40,7 +39,7 @@ def this_machine(device: Device) -> Clock:
     def trace(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
         feeds = workloads(model, [shapes])[0].feeds[0]
         if setting.provider != "cpu":  # a trace tells when kernels were launched, not how long
-            call = partial(_session(model, setting).run, feeds)
+            call = _session(model, setting).bind(feeds)
             (whole,) = timing.interleave([call], rounds=setting.rounds, seconds=setting.seconds)
             return {WHOLE: float(whole.medians.min())}
         (found,) = profile.profile(
@@ -64,7 +63,7 @@ def compare(
     shows on an idle machine, and what it would show here without other programs.
     """
     feeds = workloads(original, [shapes])[0].feeds[0]
-    calls = [partial(_session(model, setting).run, feeds) for model in (original, pruned)]
+    calls = [_session(model, setting).bind(feeds) for model in (original, pruned)]
     alone = setting.provider == "cpu" and setting.threads == 1
     first, second = timing.interleave(
         calls,

@@ -13,10 +13,11 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.bench import Ratio, Row, Setting, bench, compare_latency
 from onnxslim_kd.cli import main
 from onnxslim_kd.difference import Difference
-from onnxslim_kd.errors import ModelError, UserError
+from onnxslim_kd.errors import ModelError, OperationError, UserError
 from onnxslim_kd.profile import Operator, by_node, by_type, profile
 from onnxslim_kd.statistics import Latency
 from onnxslim_kd.workload import workloads
+from tests.test_cuda import missing
 
 QUICK = Setting(rounds=5, seconds=0.1, threads=1)
 MACS = 8 * 8 * 9 * 16 * 16
@@ -146,6 +147,7 @@ def test_bad_settings():
         bench([])
 
 
+@pytest.mark.skipif(not missing(), reason="there is a GPU here, see test_cuda.py")
 def test_no_silent_fallback():
     with pytest.raises(UserError, match="provider cuda"):
         bench([net()], setting=Setting("cuda"))
@@ -165,6 +167,29 @@ def test_sessions_do_not_spin_after_a_run(monkeypatch):
     )
     bench([net()], setting=QUICK)
     assert asked == [{"provider": "cpu", "threads": 1, "spin": False}]
+
+
+def test_a_bound_call_runs_the_model_and_says_when_it_fails():
+    graph = "(float[N, 4] x, int64[2] s) => (float[A, B] y) { y = Reshape(x, s) }"
+    model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
+    x = np.ones((2, 4), np.float32)
+    session = runtime.Session(model)
+    session.bind({"x": x, "s": np.array([4, 2])})()
+    with pytest.raises(OperationError, match="failed while running"):
+        session.bind({"x": x, "s": np.array([3, 2])})()
+
+
+def test_models_whose_values_cannot_be_bound_are_measured():
+    graphs = (
+        "(float[2, 4] x) => (seq(float[2, 2]) y) <int64 s = {2}> { y = SplitToSequence(x, s) }",
+        "(float[N] x) => (string[N] y) { y = Cast<to=8>(x) }",
+        "(float x) => (float y) { y = Relu(x) }",
+        "() => (float[4] y) <float[4] c = {1, 2, 3, 4}> { y = Relu(c) }",
+    )
+    for graph in graphs:
+        model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
+        (row,) = bench([model], setting=QUICK).cases[0].rows
+        assert row.latency.median > 0
 
 
 def test_compare_latency():
@@ -254,7 +279,7 @@ def test_command_replaces_files_only_when_forced(files, tmp_path):
         (["--batch", "0"], "is no list of sizes like 1,8"),
         (["--input", "x"], "write it as name=1x3x224x224"),
         (["--input", "y=1x8x16x16"], "the model has no input y"),
-        (["--inputs", "none.npz"], "none.npz: cannot be read as npz"),
+        (["--inputs", "none.npz"], "none.npz: cannot be read: No such file"),
         (["--provider", "cuda"], "provider cuda"),
         (["--rounds", "2"], "rounds must be at least 5, got 2"),
         (["--threads", "0"], "0 is not in the range"),

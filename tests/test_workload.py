@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxslim_kd import runtime
 from onnxslim_kd.errors import NotFoundError, UserError
 from onnxslim_kd.workload import SAMPLES, parse_shapes, read_inputs, workloads
 
@@ -16,6 +17,10 @@ FIXED = ir.from_onnx_text("""
 <ir_version: 8, opset_import: ["": 17]>
 g (float[1, 4] x, float scale) => (float[1, 4] y) { y = Mul(x, scale) }
 """)
+
+
+def text(graph):
+    return ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
 
 
 def test_a_free_batch_is_one_and_other_sizes_are_asked_for():
@@ -74,7 +79,7 @@ def test_given_inputs_settle_the_shapes(tmp_path):
         workloads(FIXED, batches=[1], inputs=arrays)
     with pytest.raises(UserError, match="hold no array for input scale"):
         workloads(FIXED, inputs={"x": arrays["x"]})
-    with pytest.raises(UserError, match="input x: float64 given, the model takes FLOAT"):
+    with pytest.raises(UserError, match="input x: float64 given, the model takes float32"):
         workloads(FIXED, inputs=arrays | {"x": np.ones((1, 4))})
     with pytest.raises(UserError, match="shape 2x4 does not fit, the model takes 1x4"):
         workloads(FIXED, inputs=arrays | {"x": np.ones((2, 4), np.float32)})
@@ -86,11 +91,39 @@ def test_files_that_are_no_npz(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     np.save(tmp_path / "one.npy", np.ones(3))
-    for name in ("text.npz", "cut.npz", "missing.npz"):
-        with pytest.raises(UserError, match=f"{name}: cannot be read as npz"):
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object))
+    for name, said in (
+        ("text.npz", "is no npz file; write one with numpy.savez"),
+        ("cut.npz", "is no npz file"),
+        ("one.npy", "is no npz file"),
+        ("objects.npz", "cannot be read as npz: Object arrays"),
+        ("missing.npz", "cannot be read: No such file"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: {said}"):
             read_inputs(tmp_path / name)
-    with pytest.raises(UserError, match=r"one.npy: holds one array; write named ones"):
-        read_inputs(tmp_path / "one.npy")
+
+
+def test_strings_are_fed_as_text(tmp_path):
+    model = text("(string[N] x) => (string[N] y) { y = Identity(x) }")
+    np.savez(tmp_path / "in.npz", x=np.array(["a", "bc"]))
+    (only,) = workloads(model, inputs=read_inputs(tmp_path / "in.npz"))
+    assert runtime.Session(model).run(only.feeds[0])["y"].tolist() == ["a", "bc"]
+    with pytest.raises(UserError, match="input x has type object; give it with --inputs"):
+        workloads(model)
+
+
+def test_inputs_that_cannot_be_made():
+    sequence = text("(seq(float[N]) x) => (float[M] y) { y = ConcatFromSequence<axis=0>(x) }")
+    with pytest.raises(UserError, match="input x is no tensor, and nothing else can be fed"):
+        workloads(sequence)
+    huge = (2**20, 3, 2**14, 2**14)
+    with pytest.raises(UserError, match="inputs of this size do not fit into memory: image 10485"):
+        workloads(FREE, [{"image": huge, "size": (1, 2)}])
+
+
+def test_an_input_that_is_empty_by_itself():
+    model = text("(float[0,4] x) => (float[0,4] y) { y = Relu(x) }")
+    assert workloads(model)[0].shapes == {"x": (0, 4)}
 
 
 def test_shapes_are_parsed():
