@@ -1,296 +1,287 @@
 """infer-prune against the other clean-up tools: right, small, not slower, and in what time.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/strip.py [MORE.onnx ...] [--only PART] [--seconds 5]
+    python benchmarks/strip.py [--models FOLDER] [--run FOLDER] [--only PART]
 
-Models: those that ship inside of installed packages; the weights of onnx's "light" ones are made
-up first. The tools run in a process of their own, so that a crash counts as one.
+Models: those inside of installed packages (the weights of onnx's "light" ones are made up first),
+transformers with random weights by both of torch's exporters, and every .onnx file of --models.
+Each tool runs in a process of its own, with a time limit. A row is kept in --run as soon as it is
+complete; the same command goes on where it stopped.
 """
 
 import argparse
+import json
 import logging
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from common import Claim, compare, session_call, write
-from onnx import numpy_helper
+import strip_models
+from common import THREADS, Claim, Table, compare, write
+from strip_tools import OURS, PEERS, Worker
 
 from onnxslim_kd import compare as numbers
 from onnxslim_kd import model as model_io
 from onnxslim_kd.passes.gate import size
-from onnxslim_kd.passes.strip import infer_prune
-from onnxslim_kd.runtime import Session, write_optimised
+from onnxslim_kd.runtime import Session
 
-OURS = "onnxslim-kd"
-FOLDERS = ("rapidocr_onnxruntime:models", "silero_vad:data", "onnx:backend/test/data/light")
-LONG = 5.0
-"""Seconds of a run in which imports do not count."""
 TOLERANCE = 1e-3
 """Ten times what infer-prune allows itself: tools are judged by gross errors."""
+SLOW = 0.1
+"""Seconds of a run from which only infer-prune and the original are timed."""
+Row = dict[str, Any]
 
 
-# ----------------------------------------------------------------------------- tools
+# ----------------------------------------------------------------------------- measure
 
 
-def ours(source: Path, target: Path) -> None:
-    model_io.save(infer_prune(source).model, target)
-
-
-def onnxslim(source: Path, target: Path) -> None:
-    import onnxslim
-
-    onnx.save(onnxslim.slim(str(source)), target)
-
-
-def onnxsim(source: Path, target: Path) -> None:
-    import onnxsim
-
-    onnx.save(onnxsim.simplify(onnx.load(source))[0], target)
-
-
-def onnxscript(source: Path, target: Path) -> None:
-    import onnxscript.optimizer
-
-    onnx.save(onnxscript.optimizer.optimize(onnx.load(source)), target)
-
-
-def ort_basic(source: Path, target: Path) -> None:
-    write_optimised(source, target)
-
-
-TOOLS: dict[str, Callable[[Path, Path], None]] = {
-    OURS: ours,
-    "onnxslim": onnxslim,
-    "onnxsim": onnxsim,
-    "onnxscript": onnxscript,
-    "ort basic": ort_basic,
-}
-
-
-def timed(name: str, source: Path, target: Path) -> float:
-    """Run a tool; of short ones the second run counts, for the first one imports."""
-    seconds = _once(name, source, target)
-    return seconds if seconds > LONG else _once(name, source, target)
-
-
-def _once(name: str, source: Path, target: Path) -> float:
-    target.unlink(missing_ok=True)
-    start = time.perf_counter()
-    TOOLS[name](source, target)
-    return time.perf_counter() - start
-
-
-# ---------------------------------------------------------------------------- models
-
-
-def shipped() -> list[Path]:
-    found = []
-    for entry in FOLDERS:
-        package, folder = entry.split(":")
-        found += sorted(Path(str(files(package).joinpath(folder))).glob("*.onnx"))
-    return found
-
-
-def materialised(source: Path, folder: Path) -> Path:
-    """Turn every ConstantOfShape that stands for a weight into seeded random numbers."""
-    model = onnx.load(source)
-    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes = [n for n in model.graph.node if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
-    if not nodes:
-        return source
-    rng = np.random.default_rng(0)
-    for node in nodes:
-        shape = tuple(int(size) for size in shapes[node.input[0]])
-        fan_in = math.prod(shape[1:] or (1,))
-        array = rng.standard_normal(shape, np.float32) * math.sqrt(0.5 / fan_in)
-        if len(shape) == 1:
-            array = rng.uniform(0.7, 1.1, shape).astype(np.float32)  # a scale, variance or bias
-        model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
-        model.graph.input.append(
-            onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shape)
-        )
-        model.graph.node.remove(node)
-    target = folder / source.name
-    onnx.save(model, target)
-    return target
-
-
-# ----------------------------------------------------------------------------- judge
-
-
-@dataclass
-class Result:
-    """What one tool did with one model."""
-
-    problem: str | None
-    valid: bool = False
-    nodes: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    latency: Any = None
-    latency_plain: Any = None
-
-    @property
-    def right(self) -> bool:
-        return self.problem is None and self.valid
-
-
-def judged(target: Path, seconds: float, reference: numbers.Reference) -> Result:
-    try:
-        session = Session(target, optimise=False)
-    except Exception as error:  # refused by the runtime
-        return Result(f"does not load: {error}"[:200])
-    fed = set(reference.feeds[0])
-    extra = [value.name for value in session.inputs if value.name not in fed]
-    if extra:
-        return Result(f"{len(extra)} more inputs")
-    problem = reference.differs(session, tolerance=TOLERANCE)
-    try:
-        onnx.checker.check_model(str(target), full_check=True)
-        valid = True
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
-        valid = False
-    nodes = size(model_io.load(target, normalise=False))
-    return Result(problem, valid, nodes, target.stat().st_size, seconds)
-
-
-def run_tools(source: Path, folder: Path, reference: numbers.Reference) -> dict[str, Result]:
-    results = {}
-    for name in TOOLS:
-        target = folder / f"{source.stem}.{name.replace(' ', '_')}.onnx"
-        with ProcessPoolExecutor(1) as pool:  # its own process: some of them crash
-            try:
-                seconds = pool.submit(timed, name, source, target).result(timeout=600)
-            except (Exception, BrokenProcessPool) as error:
-                results[name] = Result(f"fails: {type(error).__name__}: {error}"[:200])
-                continue
-        results[name] = judged(target, seconds, reference)
-    return results
-
-
-def latencies(
-    source: Path, folder: Path, results: dict[str, Result], feeds: Any, seconds: float
-) -> None:
-    right = [name for name in results if results[name].right]
-    paths = {name: folder / f"{source.stem}.{name.replace(' ', '_')}.onnx" for name in right}
-    for field, optimise in (("latency", True), ("latency_plain", False)):
-        calls = {"original": session_call(source, feeds, optimise=optimise)}
-        calls |= {n: session_call(path, feeds, optimise=optimise) for n, path in paths.items()}
-        timings = compare(calls, seconds=seconds)
-        for name in right:
-            setattr(results[name], field, timings[name].ratio_to(timings["original"]))
-
-
-def floor_seconds(source: Path, folder: Path) -> tuple[float, float]:
-    """Time of load + save, and of one session."""
-    start = time.perf_counter()
-    model_io.save(model_io.load(source), folder / "floor.onnx", overwrite=True)
-    middle = time.perf_counter()
-    Session(source)
-    return middle - start, time.perf_counter() - middle
-
-
-def one(source: Path, folder: Path, seconds: float) -> dict[str, Any]:
-    path = materialised(source, folder)
-    loaded = model_io.load(path)
-    reference = numbers.Reference.of(loaded, source=path)
-    results = run_tools(path, folder, reference)
-    latencies(path, folder, results, reference.feeds[0], seconds)
-    load_save, session = floor_seconds(path, folder)
-    row = {
-        "model": source.name,
-        "nodes": size(model_io.load(path, normalise=False)),
-        "bytes": path.stat().st_size,
-        "load_save_seconds": load_save,
-        "session_seconds": session,
-        "tools": results,
+def measure(source: Path, folder: Path, workers: dict[str, Worker], seconds: float) -> Row:
+    reference = numbers.Reference.of(model_io.load(source), source=source)
+    row: Row = {
+        "model": source.stem,
+        "nodes": size(model_io.load(source, normalise=False)),
+        "bytes": stored(source),
+        "tools": {},
     }
-    show(row)
+    for name, worker in workers.items():
+        target = written(folder, source, name)
+        taken = worker.run(source, target)
+        if name in (OURS, *PEERS):
+            row["tools"][name] = judged(taken, target, reference)
+        else:
+            row[name] = taken
+    row["latency"] = {
+        level: latencies(source, folder, row, reference.feeds[0], level, seconds)
+        for level in ("all", "none")
+    }
+    for name in workers:
+        clear(written(folder, source, name))
     return row
 
 
-def show(row: dict[str, Any]) -> None:
-    print(f"{row['model']}: {row['nodes']} nodes, {row['bytes']} bytes")
-    for name, result in row["tools"].items():
-        said = result.problem or ("" if result.valid else "checker refuses")
+def written(folder: Path, source: Path, tool: str) -> Path:
+    return folder / f"{source.stem}.{tool.replace(' ', '_')}.onnx"
+
+
+def beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
+
+
+def stored(path: Path) -> int:
+    """Bytes of a model and of the weights beside it."""
+    return sum(file.stat().st_size for file in (path, beside(path)) if file.exists())
+
+
+def clear(path: Path) -> None:
+    for file in (path, beside(path)):
+        file.unlink(missing_ok=True)
+
+
+def judged(taken: float | str, target: Path, reference: numbers.Reference) -> Row:
+    """What one tool did with one model."""
+    if isinstance(taken, str):
+        return {"problem": taken}
+    row: Row = {"problem": problem(target, reference), "seconds": taken}
+    return row | {"nodes": size(model_io.load(target, normalise=False)), "bytes": stored(target)}
+
+
+def problem(target: Path, reference: numbers.Reference) -> str | None:
+    try:
+        session = Session(target, optimise=False)
+    except Exception as error:  # refused by the runtime
+        return f"does not load: {error}"[:200]
+    fed = set(reference.feeds[0])
+    extra = [value.name for value in session.inputs if value.name not in fed]
+    if extra:
+        return f"{len(extra)} more inputs"
+    wrong = reference.differs(session, tolerance=TOLERANCE)
+    if wrong is not None:
+        return wrong[:200]
+    try:
+        onnx.checker.check_model(str(target), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return f"onnx.checker refuses it: {error}"[:200]
+    return None
+
+
+def latencies(
+    source: Path, folder: Path, row: Row, feeds: numbers.Feeds, level: str, seconds: float
+) -> Row:
+    """Ratios to the original of what is right."""
+    paths = {"original": source}
+    paths |= {name: written(folder, source, name) for name in row["tools"] if right(row, name)}
+    calls = {name: Plain(path, feeds, level) for name, path in paths.items()}
+    calls["original"]()
+    start = time.perf_counter()
+    calls["original"]()
+    if time.perf_counter() - start > SLOW:
+        calls = {name: call for name, call in calls.items() if name not in PEERS}
+    timings = compare(calls, seconds=seconds)
+    return {
+        name: timing.ratio_to(timings["original"])
+        for name, timing in timings.items()
+        if name != "original"
+    }
+
+
+class Plain:
+    """Runs a file in ONNX Runtime with all optimisations or with none, and nothing else changed."""
+
+    def __init__(self, path: Path, feeds: numbers.Feeds, level: str) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = THREADS
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if level == "none":
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.feeds = dict(feeds)
+
+    def __call__(self) -> None:
+        self.session.run(None, self.feeds)
+
+
+# ------------------------------------------------------------------------------ claims
+
+
+def right(row: Row, tool: str) -> bool:
+    return row["tools"][tool]["problem"] is None
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    total = len(rows)
+    correct = {name: sum(right(row, name) for row in rows) for name in (OURS, *PEERS)}
+    best = max(PEERS, key=lambda name: correct[name])
+    found = [
+        Claim(
+            f"infer-prune is right on every model (best peer: {best}, {correct[best]})",
+            f"{total} of {total}",
+            f"{correct[OURS]} of {total}",
+            met=correct[OURS] == total,
+        )
+    ]
+    for what in ("nodes", "bytes"):
+        least = sum(is_least(row, what) for row in rows)
+        text = f"no more {what} than the best correct peer"
+        found.append(Claim(text, f"{total} of {total}", f"{least} of {total}", met=least == total))
+    return [*found, *(latency_claim(rows, level) for level in ("all", "none")), time_claim(rows)]
+
+
+def is_least(row: Row, what: str) -> bool:
+    others = [row["tools"][name][what] for name in PEERS if right(row, name)]
+    return right(row, OURS) and row["tools"][OURS][what] <= min(others, default=row[what])
+
+
+def latency_claim(rows: Sequence[Row], level: str) -> Claim:
+    ratios = [row["latency"][level][OURS] for row in rows if OURS in row["latency"][level]]
+    slower = sum(ratio["low"] > 1.0 for ratio in ratios)
+    mean = statistics.geometric_mean(ratio["median"] for ratio in ratios) if ratios else 1.0
+    text = f"never slower in ONNX Runtime beyond noise ({level} of its optimisations)"
+    measured = f"{slower} slower of {len(ratios)}; mean ratio {mean:.3f}"
+    return Claim(text, "0 slower", measured, met=slower == 0)
+
+
+def time_claim(rows: Sequence[Row]) -> Claim:
+    proven = [row["tools"][OURS]["seconds"] / budget(row) for row in rows if right(row, OURS)]
+    bare = [row["unproven"] / budget(row) for row in rows if isinstance(row["unproven"], float)]
+    within = sum(share <= 1.0 for share in proven)
+    measured = (
+        f"{within} of {len(proven)} within, median {median(proven):.2f}x;"
+        f" without the proof {sum(share <= 1.0 for share in bare)}, median {median(bare):.2f}x"
+    )
+    text = "time, proof included, against 2 x (onnx.load + onnx.save) + opening one session"
+    return Claim(text, "<= 1.00x on every model", measured, met=within == len(proven))
+
+
+def budget(row: Row) -> float:
+    return float(2 * row["load and save"] + row["session"])
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else float("nan")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Each tool over all models."""
+    lines = []
+    for name in (OURS, *PEERS):
+        good = [row for row in rows if right(row, name)]
+        shares = {
+            what: statistics.geometric_mean(row["tools"][name][what] / row[what] for row in good)
+            for what in ("nodes", "bytes")
+        }
+        seconds = median([row["tools"][name]["seconds"] for row in good])
+        lines.append(
+            (name, f"{len(good)} of {len(rows)}", f"{shares['nodes']:.2f}x",
+             f"{shares['bytes']:.3f}x", f"{seconds:.2f} s")
+        )  # fmt: skip
+    columns = ("tool", "right", "nodes", "bytes", "median time")
+    return Table("Clean-up tools, means over the models that each one gets right", columns, lines)
+
+
+# -------------------------------------------------------------------------------- rows
+
+
+def rows_of(sources: Sequence[Path], folder: Path, limit: float, seconds: float) -> Iterator[Row]:
+    """Measure what ``folder`` does not know yet."""
+    names = (OURS, *PEERS, "unproven", "load and save", "session")
+    workers = {name: Worker(name, limit) for name in names}
+    for source in sources:
+        kept = folder / f"{source.stem}.json"
+        if not kept.exists():
+            row = measure(source, folder, workers, seconds)
+            kept.write_text(json.dumps(row, default=vars))
+        row = json.loads(kept.read_text())
+        show(row)
+        yield row
+    for worker in workers.values():
+        worker.stop()
+
+
+def show(row: Row) -> None:
+    print(f"{row['model']}: {row['nodes']} nodes, {row['bytes']} bytes, budget {budget(row):.2f} s")
+    for name, done in row["tools"].items():
+        if "nodes" not in done:
+            print(f"  {name:12} {done['problem']}", flush=True)
+            continue
+        ratios = [row["latency"][level].get(name, {}).get("median") for level in ("all", "none")]
+        shown = "  ".join("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
         print(
-            f"  {name:12} {result.nodes:5} nodes {result.bytes:10} bytes {result.seconds:6.2f} s"
-            f"  all {result.latency}  none {result.latency_plain}  {said}",
+            f"  {name:12} {done['nodes']:5} nodes {done['bytes']:10} bytes"
+            f" {done['seconds']:6.2f} s  latency {shown}  {done['problem'] or ''}",
             flush=True,
         )
 
 
-# ---------------------------------------------------------------------------- claims
-
-
-def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    total = len(rows)
-    right = {name: sum(row["tools"][name].right for row in rows) for name in TOOLS}
-    peers = [name for name in TOOLS if name != OURS]
-    best = max(peers, key=lambda name: right[name])
-    found = [
-        Claim(
-            f"infer-prune is right on every model (best peer: {best}, {right[best]})",
-            f"{total} of {total}",
-            f"{right[OURS]} of {total}",
-            met=right[OURS] == total,
-        )
-    ]
-    for what in ("nodes", "bytes"):
-        least = sum(_is_least(row, what, peers) for row in rows)
-        text = f"no more {what} than the best correct peer"
-        found.append(Claim(text, f"{total} of {total}", f"{least} of {total}", met=least == total))
-    return [*found, _latency_claim(rows), _time_claim(rows)]
-
-
-def _is_least(row: dict[str, Any], what: str, peers: Sequence[str]) -> bool:
-    others = [getattr(row["tools"][name], what) for name in peers if row["tools"][name].right]
-    return row["tools"][OURS].right and getattr(row["tools"][OURS], what) <= min(others, default=0)
-
-
-def _latency_claim(rows: Sequence[dict[str, Any]]) -> Claim:
-    ratios = [row["tools"][OURS].latency for row in rows if row["tools"][OURS].latency]
-    slower = sum(ratio.low > 1.0 for ratio in ratios)
-    middle = statistics.geometric_mean(ratio.median for ratio in ratios)
-    text = "never slower in ONNX Runtime beyond noise (all optimisations on)"
-    measured = f"{slower} slower of {len(ratios)}; mean ratio {middle:.3f}"
-    return Claim(text, "0 slower", measured, met=slower == 0)
-
-
-def _time_claim(rows: Sequence[dict[str, Any]]) -> Claim:
-    shares = [
-        row["tools"][OURS].seconds / (2 * row["load_save_seconds"] + row["session_seconds"])
-        for row in rows
-        if row["tools"][OURS].right
-    ]
-    within = sum(share <= 1.0 for share in shares)
-    measured = f"{within} of {len(shares)} within; median {statistics.median(shares):.2f}x"
-    text = "time, proof included, against 2 x (load + save) + one session"
-    return Claim(text, "<= 1.00x on every model", measured, met=within == len(shares))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("more", nargs="*", type=Path, help="more models, for example exports")
+    parser.add_argument("--models", type=Path, help="a folder of more .onnx files")
+    parser.add_argument("--run", type=Path, help="where rows are kept, to go on later")
     parser.add_argument("--only", default="", help="only models whose name contains this")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing, for each level")
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # the peers' remarks on every initializer
-    sources = [path for path in [*shipped(), *arguments.more] if arguments.only in path.name]
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [one(source, Path(folder), arguments.seconds) for source in sources]
-    write("strip", claims=claims(rows), rows=rows, packages=("onnxslim", "onnxsim", "onnxscript"))
+    parser.add_argument("--seconds", type=float, default=3.0, help="of timing, for each level")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for a tool and a model")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as spare:
+        folder = options.run or Path(spare)
+        folder.mkdir(parents=True, exist_ok=True)
+        sources = [*strip_models.shipped(folder), *strip_models.exported(folder)]
+        sources += sorted(options.models.glob("*.onnx")) if options.models else []
+        sources = [path for path in sources if options.only in path.name]
+        rows: list[Row] = []
+        for row in rows_of(sources, folder, options.limit, options.seconds):
+            rows.append(row)
+            if not options.only and (len(rows) % 10 == 0 or len(rows) == len(sources)):
+                write(
+                    "strip", claims=claims(rows), rows=rows, tables=[table(rows)],
+                    packages=("onnxslim", "onnxsim", "onnxscript", "transformers"),
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

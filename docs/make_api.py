@@ -104,7 +104,6 @@ MODULES = {
     "onnxslim_kd.verify_merge": ("verify_merge",),
     "onnxslim_kd.training.engine": ("train", "Outcome"),
     "onnxslim_kd.training.config": ("parse", "read"),
-    "onnxslim_kd.passes.strip": ("infer_prune", "Stripped"),
     "onnxslim_kd.bench": ("bench", "Setting", "Report", "Case", "Row", "compare_latency"),
     "onnxslim_kd.sandbox": ("check",),
 }

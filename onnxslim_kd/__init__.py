@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onnxslim_kd.model import save as save
     from onnxslim_kd.passes.prune import Choice as Choice
     from onnxslim_kd.passes.ratios import Amount as Amount
+    from onnxslim_kd.passes.strip import Stripped as Stripped
+    from onnxslim_kd.passes.strip import infer_prune as infer_prune
     from onnxslim_kd.plans import Plan as Plan
 
 _HOME = {
@@ -28,7 +30,9 @@ _HOME = {
     "Plan": "onnxslim_kd.plans",
     "Pruned": "onnxslim_kd.api",
     "Reading": "onnxslim_kd.api",
+    "Stripped": "onnxslim_kd.passes.strip",
     "cut": "onnxslim_kd.api",
+    "infer_prune": "onnxslim_kd.passes.strip",
     "inspect": "onnxslim_kd.api",
     "load": "onnxslim_kd.model",
     "plan": "onnxslim_kd.api",
@@ -44,7 +48,9 @@ __all__ = [
     "Plan",
     "Pruned",
     "Reading",
+    "Stripped",
     "cut",
+    "infer_prune",
     "inspect",
     "load",
     "plan",
