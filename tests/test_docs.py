@@ -26,7 +26,8 @@ FENCE = re.compile(
     r"(?P<indent>[ \t]*)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-LONG = ("README.md", "export.md", "latency.md", "lowering.md", "prune.md", "run.md", "train.md")
+LONG = ("README.md", "criteria.md", "export.md", "latency.md", "lowering.md", "prune.md", "run.md",
+        "sensitivity.md", "train.md")  # fmt: skip
 """Pages whose commands take more than seconds together."""
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 RESULTS = r"<!-- results:begin -->.*<!-- results:end -->"
@@ -202,14 +203,18 @@ compressor: {epoch: 2, checkpoint_path: ./checkpoints, strategies: [pruning]}
 SHELF = {
     "README.md": ("model.onnx", "images"),
     "bench.md": ("original.onnx", "pruned.onnx"),
+    "convert-config.md": ("compress.yaml", "student.onnx"),
+    "criteria.md": ("model.onnx", "images"),
+    "evaluate.md": ("student.onnx", "images", "pruned.onnx", "original.onnx", "plan.json"),
     "infer-prune.md": ("merged.onnx", "folded.onnx"),
     "losses.md": ("student.onnx", "teacher.onnx"),
+    "inspect.md": ("model.onnx", "student.onnx", "teacher.onnx"),
     "lowering.md": ("student.onnx",),
     "merge.md": ("student.onnx", "teacher.onnx", "resnet50.onnx"),
-    "prune.md": ("images",),
     "report.md": ("original.onnx", "student.onnx", "plan.json", "train.jsonl", "config.yaml"),
-    "run.md": ("examples", "compress.yaml"),
+    "run.md": ("examples", "images"),
     "safety.md": ("model.onnx",),
+    "sensitivity.md": ("model.onnx", "images"),
     "train.md": ("student.onnx", "merged.onnx", "original.onnx", "pruned.onnx", "plan.json"),
 }
 _SMALL_EXPORT = {"mobilenet_v2 -o": "mobilenet_v2 --arg scale=0.25 --input image=1x3x64x64 -o"}
@@ -218,18 +223,14 @@ SMALLER = {
     "README.md": {"images -o": "images --epochs 1 --batch-size 4 -o"},
     "export.md": _SMALL_EXPORT,
     "latency.md": _SMALL_EXPORT,
-    "prune.md": _SMALL_EXPORT
-    | {
-        "resize=256,crop=224": "resize=64,crop=64",
-        "--steps 5": "--steps 2",
-        "-o sens.json": "-o sens.json --ratios 0.5 --pattern 'conv[23].*_weights'",
-        "--pattern '.*' --sensitivity": "--pattern 'conv[23].*_weights' --sensitivity",
-        "--target-macs 0.5 -o c": "--target-macs 0.02 -o c",
-        "--trials 200": "--trials 2",
-    },
+    "prune.md": _SMALL_EXPORT,
     "run.md": {
         "run examples/digits.yaml": "run examples/digits.yaml -o stages.original.epochs=1"
-        " -o stages.distilled.epochs=1",
+        " -o stages.distilled.epochs=1 -o stages.bench.seconds=1 -o stages.bench.rounds=5",
+    },
+    "sensitivity.md": {
+        "-o sens.json\nonnxslim-kd prune": "-o sens.json --ratios 0.5\nonnxslim-kd prune",
+        "--trials 200": "--trials 2",
     },
     "train.md": {
         "--epochs 10": "--epochs 1",
