@@ -148,10 +148,11 @@ class Channels:
         """
         if a is b:
             return
-        try:
-            a, b = np.broadcast_arrays(a, np.asarray(b))
-        except ValueError as error:
-            raise Unsupported(f"axes of {len(a)} and {np.size(b)} channels meet") from error
+        if not isinstance(b, np.ndarray) or a.shape != b.shape:
+            try:
+                a, b = np.broadcast_arrays(a, np.asarray(b))
+            except ValueError as error:
+                raise Unsupported(f"axes of {len(a)} and {np.size(b)} channels meet") from error
         self.ties.append(Tie(self.node, a.ravel(), b.ravel()))
 
     def freeze(self, layout: Iterable[Block], reason: str) -> None:
@@ -272,8 +273,10 @@ class Channels:
         axis %= len(operand.shape)
         for block in operand.layout:
             if axis in block.axes and len(block.axes) > 1:
-                keep = min(block.axes) if self.attention == "heads" else max(block.axes)
-                self.collapse(operand, block, keep)
+                outside = min(a for a in block.axes if a != axis)
+                self.collapse(
+                    operand, block, outside if self.attention == "heads" else max(block.axes)
+                )
         return self.ids(operand, axis)
 
     def same(self, a: Ids | None, b: Ids | None, reason: str) -> Ids | None:
