@@ -1,5 +1,6 @@
 """What is in a graph, without Optionals: shapes, names, constants; the one place that narrows."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     if isinstance(tensor, ir.TensorProtoTensor):
         return tuple(tensor.raw.dims)
     return tuple(tensor.shape.numpy())
+
+
+def bytes_of(tensor: ir.TensorProtocol) -> int:
+    """Return the bytes of a tensor."""
+    return -(-prod(extents_of(tensor)) * tensor.dtype.bitwidth // 8)
 
 
 def name_of(value: ir.Value | None) -> str:

@@ -6,12 +6,11 @@ the nodes, of which large graphs have few different ones: they are converted onc
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
 
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import extents_of, name_of
+from onnxslim_kd.access import bytes_of, extents_of, name_of
 from onnxslim_kd.errors import ModelError
 
 SMALL = 1024
@@ -87,12 +86,12 @@ def without_weights(
     big = []
     for value in held.values():
         tensor = value.const_value
-        if tensor is None or (tensor.nbytes > limit and only(value)):
+        if tensor is None or (bytes_of(tensor) > limit and only(value)):
             big.append((value, tensor))
     try:
         for value, tensor in big:
             if tensor is not None:
-                value.shape = ir.Shape(tensor.shape.numpy())
+                value.shape = ir.Shape(extents_of(tensor))
                 value.type = ir.TensorType(tensor.dtype)
             del graph.initializers[name_of(value)]
             graph.inputs.append(value)
@@ -135,7 +134,7 @@ def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
         if tensor is None or value.is_graph_input():
             continue
         key = tensor.dtype, extents_of(tensor)
-        if prod(key[1]) * tensor.dtype.bitwidth <= 8 * SMALL:
+        if bytes_of(tensor) <= SMALL:
             ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
             continue
         if key not in known:

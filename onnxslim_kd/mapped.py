@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd.access import bytes_of, extents_of
 from onnxslim_kd.errors import ModelError
 from onnxslim_kd.wire import Buffer, field, head
 
@@ -49,7 +50,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, Buffer]:
 
 def _bytes(path: Path) -> Buffer:
     if path.stat().st_size < LARGE:
-        return path.read_bytes()
+        return memoryview(np.fromfile(path, np.uint8).data)
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -79,15 +80,15 @@ def _tensor(marked: ir.TensorProtocol | None, data: Buffer) -> ir.TensorProtocol
     """A tensor that looks into ``data``, where the mark says."""
     assert isinstance(marked, ir.ExternalTensor)
     start, length = marked.offset or 0, marked.length or 0
-    if length != marked.nbytes or start + length > len(data):
+    if length != bytes_of(marked) or start + length > len(data):
         raise ModelError(
             f"tensor {marked.name} holds {length} bytes, its shape"
-            f" {list(marked.shape.numpy())} needs {marked.nbytes}"
+            f" {list(extents_of(marked))} needs {bytes_of(marked)}"
         )
     view = np.frombuffer(data, np.uint8, length, start)
     if marked.dtype.bitwidth < 8:
         return ir.PackedTensor(view, marked.dtype, shape=marked.shape, name=marked.name)
-    array = view.view(marked.dtype.numpy()).reshape(marked.shape.numpy())
+    array = view.view(marked.dtype.numpy()).reshape(extents_of(marked))
     return ir.Tensor(array, marked.dtype, shape=marked.shape, name=marked.name)
 
 

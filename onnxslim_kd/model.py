@@ -61,14 +61,14 @@ def load(source: ModelLike, *, normalise: bool = True) -> ir.Model:
             holds what is not supported, or its external data is missing or unsafe.
     """
     try:
-        with collection_paused():
-            return _loaded(source, normalise=normalise)
+        return _loaded(source, normalise=normalise)
     except (OnnxSlimError, MemoryError):
         raise
     except Exception as error:  # onnx and onnx-ir raise many kinds on malformed graphs
         raise ModelError(f"{called(source)}: malformed ONNX: {_cause(error)}") from error
 
 
+@collection_paused()
 def _loaded(source: ModelLike, *, normalise: bool) -> ir.Model:
     model, typed = read(source, infer=normalise)
     refuse_unsupported(model)

@@ -1,4 +1,4 @@
-"""Write files whole or not at all: beside the target, to the disk, then in its place."""
+"""Write files whole or not at all: beside the target, then in its place."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxslim_kd.access import bytes_of, graphs
 from onnxslim_kd.errors import OperationError, UserError
-from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.streaming import write_beside, write_whole
 
 TWO_GB = 2**31 - 2**20
@@ -44,16 +44,21 @@ def save(
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror}") from error
     try:
-        with collection_paused():
-            (write_beside if external_data else write_whole)(model, Path(folder) / target.name)
+        (write_beside if external_data else write_whole)(model, Path(folder) / target.name)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the .data file first
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(file, target.parent / file.name)
+            _put(file, target.parent / file.name)
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(file: Path, target: Path) -> None:
+    """Move a file into place; one that takes another's is on the disk before the other goes."""
+    if target.exists():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    os.replace(file, target)
 
 
 def check_writable(target: Path, *, overwrite: bool) -> None:
@@ -74,12 +79,8 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
 
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all initializers."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    tensors = [v.const_value for graph in graphs(model) for v in graph.initializers.values()]
+    return sum(bytes_of(tensor) for tensor in tensors if tensor is not None)
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:

@@ -180,6 +180,14 @@ def _add_initializer(found: Shapes, value: ir.Value) -> None:
         found.number[value] = tensor.numpy()
 
 
+def _stated(value: ir.Value) -> Shape | None:
+    """The shape that the model itself gives, where it is known to the last dimension."""
+    if value.shape is None:
+        return None
+    found = tuple(value.shape)
+    return found if all(isinstance(d, int) for d in found) else None  # type: ignore[return-value]
+
+
 def _infer_node(
     found: Shapes, node: ir.Node, known: Mapping[str, Shape] | None, versions: Mapping[str, int]
 ) -> None:
@@ -188,12 +196,7 @@ def _infer_node(
     for value in node.outputs:
         if not value.name:
             continue
-        if known is not None:
-            shape = known.get(value.name)
-        else:
-            shape = None
-            if value.shape is not None and None not in dims(value):
-                shape = tuple(d for d in dims(value) if d is not None)
+        shape = _stated(value) if known is None else known.get(value.name)
         if shape is None:
             missing = True
         else:

@@ -14,10 +14,10 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import graphs
+from onnxslim_kd.access import bytes_of, extents_of, graphs
 from onnxslim_kd.inference import SMALL, message
 from onnxslim_kd.mapped import LEAST, MARK
-from onnxslim_kd.memory import release
+from onnxslim_kd.memory import collection_paused, release
 from onnxslim_kd.wire import head
 
 Tensors = dict[str, ir.TensorProtocol]
@@ -27,22 +27,22 @@ GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 
 def write_whole(model: ir.Model, path: Path) -> None:
     """Write ``model`` as one file."""
-    with _set_aside(model, LEAST, MARK) as big, embedded(model, but=MARK):
+    with _set_aside(model, LEAST, MARK) as heavy, embedded(model, but=MARK):
         proto = _bare(model)
-    parts = [_serialised(tensor, big) for tensor in proto.graph.initializer]
+    parts = [_serialised(tensor, heavy) for tensor in proto.graph.initializer]
     del proto.graph.initializer[:]
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    sizes = [len(light) + (tensor.nbytes if tensor else 0) for light, tensor in parts]
+    sizes = [len(light) + (bytes_of(big) if big is not None else 0) for light, big in parts]
     heads = [head(INITIALIZER, size) for size in sizes]
     with path.open("wb") as file:
         file.write(proto.SerializeToString())
         file.write(head(GRAPH, len(graph) + sum(sizes) + sum(map(len, heads))))
         file.write(graph)
-        for start, (light, tensor) in zip(heads, parts, strict=True):
+        for start, (light, big) in zip(heads, parts, strict=True):
             file.write(start + light)
-            if tensor is not None:
-                _write_tensor(tensor, file)
+            if big is not None:
+                _write_tensor(big, file)
 
 
 def _serialised(
@@ -54,7 +54,7 @@ def _serialised(
         return initializer.SerializeToString(), None
     initializer.ClearField("data_location")
     initializer.ClearField("external_data")
-    return initializer.SerializeToString() + head(RAW_DATA, tensor.nbytes), tensor
+    return initializer.SerializeToString() + head(RAW_DATA, bytes_of(tensor)), tensor
 
 
 def write_beside(model: ir.Model, path: Path) -> None:
@@ -68,6 +68,7 @@ def write_beside(model: ir.Model, path: Path) -> None:
             _write_tensor(tensor, file)
 
 
+@collection_paused()
 def _bare(model: ir.Model) -> onnx.ModelProto:
     """The message, in which no weight has its shape twice."""
     proto = message(model)
@@ -84,11 +85,11 @@ def _set_aside(
 ) -> Iterator[dict[str, ir.TensorProtocol]]:
     """Let the weights of at least so many bytes stand one after the other in another file."""
     big = {
-        name: value.const_value
+        name: tensor
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None
-        and value.const_value.nbytes >= least
-        and value.const_value.dtype != ir.DataType.STRING
+        if (tensor := value.const_value) is not None
+        and tensor.dtype != ir.DataType.STRING
+        and bytes_of(tensor) >= least
     }
     offset = 0
     try:
@@ -96,14 +97,14 @@ def _set_aside(
             model.graph.initializers[name].const_value = ir.ExternalTensor(
                 location,
                 offset,
-                tensor.nbytes,
+                bytes_of(tensor),
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
+                shape=ir.Shape(extents_of(tensor)),
                 name=name,
                 doc_string=tensor.doc_string,
                 metadata_props=dict(tensor.metadata_props),
             )
-            offset += tensor.nbytes
+            offset += bytes_of(tensor)
         yield big
     finally:
         for name, tensor in big.items():

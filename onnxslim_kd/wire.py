@@ -7,7 +7,7 @@ https://protobuf.dev/programming-guides/encoding
 
 import mmap
 
-Buffer = bytes | mmap.mmap
+Buffer = memoryview | mmap.mmap
 VARINT, LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
 

@@ -49,11 +49,15 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
     Raises:
         UserError: The plan names what the model does not have, or cuts what must stay.
     """
-    births = {(b.value.name, b.axis, b.size): b for b in analysis.births}
+    births: dict[tuple[object, ...], Birth] = {}
+    for b in analysis.births:  # a vector has a birth per layer; plans may outlive names of nodes
+        births[b.value.name, b.axis, b.size, b.node.name] = b
+        births.setdefault((b.value.name, b.axis, b.size), b)
     gone: list[Ids] = []
     outputs: list[tuple[Member, Birth]] = []
     for member in (m for group in plan.groups for m in group.members):
-        birth = births.get((member.parameter, member.axis, member.before))
+        key = (member.parameter, member.axis, member.before)
+        birth = births.get((*key, member.node)) or births.get(key)
         if birth is None:
             raise UserError(
                 f"the plan was made for another model: here is no {member.parameter} with"
@@ -78,6 +82,7 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
     return removed
 
 
+@collection_paused()
 def apply(analysis: Analysis, removed: Ids) -> None:
     """Slice the weights of the analysed model in place and repair what counts channels.
 
@@ -86,14 +91,13 @@ def apply(analysis: Analysis, removed: Ids) -> None:
     """
     if not removed.any():
         return
-    with collection_paused():
-        gone = removed[analysis.components.label].astype(bool)
-        _ = analysis.other_sample  # of the graph before its weights change
-        state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
-        _slice_weights(analysis, gone)
-        fixups.repair(state)
-        _set_shapes(state)
-        _check_shapes(state)
+    gone = removed[analysis.components.label].astype(bool)
+    _ = analysis.other_sample  # of the graph before its weights change
+    state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
+    _slice_weights(analysis, gone)
+    fixups.repair(state)
+    _set_shapes(state)
+    _check_shapes(state)
 
 
 def _set_shapes(state: fixups.Cut) -> None:
@@ -110,14 +114,14 @@ def _slice_weights(analysis: Analysis, gone: Ids) -> None:
     """Slice every weight along its cut axes; a vector shared by layers is cloned first."""
     axes: dict[ir.Value, dict[int, Ids]] = {}
     vectors: dict[ir.Value, list[tuple[Birth, Ids]]] = {}
-    for birth in analysis.births:
-        drop = gone[birth.start : birth.start + birth.size]
-        if birth.operand is None:
+    for birth, lost in zip(analysis.births, analysis.lost(gone), strict=True):
+        vector = len(analysis.shapes.shape[birth.value]) == 1
+        if birth.operand is None or not (lost or vector):
             continue
-        keep = np.flatnonzero(~drop)
-        if len(analysis.shapes.shape[birth.value]) == 1:
+        keep = np.flatnonzero(~gone[birth.start : birth.start + birth.size])
+        if vector:
             vectors.setdefault(birth.value, []).append((birth, keep))
-        elif drop.any():
+        else:
             axes.setdefault(birth.value, {})[birth.axis] = keep
     for value, cuts in axes.items():
         _slice(value, cuts)
@@ -127,7 +131,7 @@ def _slice_weights(analysis: Analysis, gone: Ids) -> None:
 
 def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
     array = _numbers(value)
-    for axis, keep in sorted(cuts.items(), key=lambda cut: len(cut[1])):
+    for axis, keep in sorted(cuts.items()):  # whole rows first: they are copied at once
         array = array[keep] if axis == 0 else np.take(array, keep, axis=axis)
     tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
     value.const_value, value.shape = tensor, ir.Shape(array.shape)
@@ -145,11 +149,10 @@ def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:
 
 def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, Ids]]) -> None:
     """Slice a vector for each of its uses; equal cuts share one."""
-    whole = len(_numbers(value))
-    kinds = {keep.tobytes() for _, keep in uses}
-    if kinds == {np.arange(whole).tobytes()}:
+    whole = uses[0][0].size
+    if all(len(keep) == whole for _, keep in uses):
         return
-    if len(kinds) == 1 and len(uses) == len(value.uses()):
+    if len(uses) == len(value.uses()) and len({keep.tobytes() for _, keep in uses}) == 1:
         _slice(value, {0: uses[0][1]})
         return
     clones: dict[bytes, ir.Value] = {}

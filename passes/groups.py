@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from onnxslim_kd import cost
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
+from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes import grids, ties
 from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids
@@ -161,16 +162,19 @@ class Analysis:
         return changed
 
     def _weight_shapes(self, gone: np.ndarray[Any, Any], changed: dict[ir.Value, Shape]) -> None:
-        before = np.concatenate([[0], np.cumsum(gone)])  # how many of the ids below are gone
+        for birth, lost in zip(self.births, self.lost(gone), strict=True):
+            if lost and birth.operand is not None:
+                shape = list(changed.get(birth.value, self.shapes.shape[birth.value]))
+                shape[birth.axis] = birth.size - lost
+                changed[birth.value] = tuple(shape)
+
+    def lost(self, gone: np.ndarray[Any, Any]) -> list[int]:
+        """How many of its ids each birth loses, for a mask over ids."""
+        before = np.concatenate([[0], np.cumsum(gone)])
         start = np.array([b.start for b in self.births], np.int64)
         size = np.array([b.size for b in self.births], np.int64)
-        lost = before[start + size] - before[start]
-        for index in np.flatnonzero(lost):
-            birth = self.births[index]
-            if birth.operand is not None:
-                shape = list(changed.get(birth.value, self.shapes.shape[birth.value]))
-                shape[birth.axis] = birth.size - int(lost[index])
-                changed[birth.value] = tuple(shape)
+        counts: list[int] = (before[start + size] - before[start]).tolist()
+        return counts
 
     def macs(self, removed: Ids | None = None) -> int:
         """MACs for one element of the batch, after the components in ``removed`` are gone."""
@@ -190,6 +194,7 @@ def extents(keep: np.ndarray[Any, Any]) -> tuple[int, ...]:
     )
 
 
+@collection_paused()
 def analyse(
     model: ir.Model,
     *,
@@ -221,18 +226,16 @@ def analyse(
 def _parameters(channels: Channels) -> Iterator[Parameter]:
     """Every output axis and every vector along channels, once, in the order of the graph."""
     starts = np.array([b.start for b in channels.births])
-    produced = set()
-    for _, ids in channels.producers:
-        found = np.unique(np.searchsorted(starts, ids, side="right") - 1)
-        produced |= {int(i) for i in found if _owns(channels.births[i], ids)}
+    ends = starts + np.array([b.size for b in channels.births])
+    produced: set[int] = set()
+    if channels.producers:
+        ids = np.concatenate([ids.ravel() for _, ids in channels.producers])
+        owner = np.searchsorted(starts, ids, side="right") - 1
+        produced.update(np.unique(owner[ids < ends[owner]]).tolist())
     for index, birth in enumerate(channels.births):
         produces = index in produced
         if produces or (birth.operand is not None and len(birth.value.shape or ()) == 1):
             yield Parameter(birth.value.name or "?", birth.axis, birth, produces)
-
-
-def _owns(birth: Birth, ids: Ids) -> bool:
-    return bool(((ids >= birth.start) & (ids < birth.start + birth.size)).any())
 
 
 # -------------------------------------------------------------------------- matching

@@ -71,18 +71,25 @@ def l1(analysis: Analysis, parameter: Parameter) -> Scores:
 
 
 def _absolute_sums(array: Scores, axis: int) -> Scores:
-    """Sums of magnitudes along ``axis``, a part at a time so that it stays in the cache."""
+    """Sums of magnitudes along ``axis``, a part at a time so that it stays in the cache.
+
+    Inside of a part floats are added as such, pairwise; between parts in double precision.
+    """
     if array.dtype.kind != "f":
         array = array.astype(np.float64)  # the magnitude of int8's -128 is no int8
-    rows = array.reshape(math.prod(array.shape[:axis]), array.shape[axis], -1)
+    kind = np.promote_types(array.dtype, np.float32)
     sums = np.zeros(array.shape[axis])
-    step = max(1, PART // max(1, rows[0].size if axis else rows.shape[2]))
     if axis == 0:
-        for i in range(0, len(sums), step):
-            np.abs(rows[0, i : i + step]).sum(axis=1, dtype=np.float64, out=sums[i : i + step])
-    else:
+        rows = array.reshape(len(array), -1)
+        step = max(1, PART // max(1, rows.shape[1]))
         for i in range(0, len(rows), step):
-            sums += np.abs(rows[i : i + step]).sum(axis=(0, 2), dtype=np.float64)
+            sums[i : i + step] = np.abs(rows[i : i + step]).sum(axis=1, dtype=kind)
+        return sums
+    blocks = array.reshape(math.prod(array.shape[:axis]), array.shape[axis], -1)
+    step = max(1, PART // max(1, blocks[0].size))
+    for i in range(0, len(blocks), step):
+        part = np.abs(blocks[i : i + step]).sum(axis=0, dtype=kind)
+        sums += part[:, 0] if part.shape[1] == 1 else part.sum(axis=1, dtype=np.float64)
     return sums
 
 

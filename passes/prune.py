@@ -16,6 +16,7 @@ from math import isfinite
 import numpy as np
 
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
@@ -39,6 +40,7 @@ from onnxslim_kd.passes.targets import (
     Target,
     allocator,
     by_loss,
+    cheapest,
     curve_of,
     search,
 )
@@ -195,6 +197,8 @@ def _allocate(
             for c, curve in zip(ranked, curves, strict=True)
             if not curve
         ]
+        if isinstance(choice.target, Target):
+            return cheapest(analysis, ranked, curves, amount, choice.target.quantity)
         return by_loss(ranked, curves, amount)
     if choice.spread == "uniform" and choice.target is None:
         return lambda _: [amount.removed(c, c.ratio) for c in ranked]
@@ -216,6 +220,7 @@ def resolved(amount: Amount) -> Amount:
     return amount if amount.round_to else Amount(machine_block(), amount.selector)
 
 
+@collection_paused()
 def rank(
     analysis: Analysis, choice: Choice, score: Criterion | None = None
 ) -> tuple[list[Candidate], list[Refusal], list[str]]:
@@ -244,6 +249,7 @@ def rank(
     return [replace(c, comparable=comparable) for c in ranked], refused, notes
 
 
+@collection_paused()
 def describe(
     analysis: Analysis,
     ranked: Sequence[Candidate],
