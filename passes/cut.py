@@ -15,6 +15,7 @@ from onnxslim_kd.passes import fixups
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.groups import Analysis, analyse
 from onnxslim_kd.plans import Member, Plan
+from onnxslim_kd.shapes import Shape
 
 PLAN_KEY = "onnxslim_kd.pruned"
 
@@ -83,14 +84,17 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
 
 
 @collection_paused()
-def apply(analysis: Analysis, removed: Ids) -> None:
+def apply(analysis: Analysis, removed: Ids) -> dict[ir.Value, Shape]:
     """Slice the weights of the analysed model in place and repair what counts channels.
+
+    Returns:
+        The shapes that changed, for the sample of the analysis.
 
     Raises:
         PassError: The shapes of the cut graph are not what the plan says.
     """
     if not removed.any():
-        return
+        return {}
     gone = removed[analysis.components.label].astype(bool)
     _ = analysis.other_sample  # of the graph before its weights change
     state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
@@ -98,6 +102,7 @@ def apply(analysis: Analysis, removed: Ids) -> None:
     fixups.repair(state)
     _set_shapes(state)
     _check_shapes(state)
+    return state.shapes
 
 
 def _set_shapes(state: fixups.Cut) -> None:

@@ -95,8 +95,8 @@ def _take_out(t: Channels, x: Operand, index: Sequence[slice], output: int = 0) 
     """Set an output to a part of ``x``; a part of no width still has its other axes."""
     empty = {a for a, d in enumerate(x.shape) if d and not range(d)[index[a]]}
     for block in x.layout:
-        if len(block.axes) > 1 and empty & set(block.axes):
-            t.ids_inside(x, block.axes[0])
+        if len(block.axes) > 1 and (gone := empty & set(block.axes)):
+            t.ids_inside(x, min(gone))
     layout = index_layout(x.layout, index)
     t.pieces += [block.ids.ravel() for block in layout]
     t.set(output, layout)

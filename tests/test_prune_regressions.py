@@ -112,6 +112,14 @@ CASES = {
         **TOKENS,
         units={"w1": 4, "w3": 4},
     ),
+    # ResNeSt, SKNet: a softmax chooses between parts; their channels stay apart
+    "softmax-over-parts": Case(
+        f"{NUMBERS} p = MatMul(x, w1) st = Concat<axis=0>(n, len, two, four) g = Reshape(p, st)"
+        f" s = Softmax<axis=2>(g) c = Mul(s, g) {JOIN}",
+        WEIGHTS,
+        **TOKENS,
+        units={"w1": 4},
+    ),
 }
 
 WHOLE = {"single-channels-split-off"}
@@ -123,6 +131,19 @@ FUSED = {
     # BLOOM, Falcon: the same inside of every head
     "fused-by-head": ("four, three, two", "[0,2,3,1,4]", 2),
 }
+
+
+def test_a_vector_of_several_layers_is_cut_for_each() -> None:
+    """RT-DETR: a plan told a vector's use by its name alone."""
+    case = Case(
+        'a = Einsum<equation="nt,c->ntc">(x, w1) b = Einsum<equation="nt,c->ntc">(x, w1)'
+        " c = MatMul(a, w2) d = MatMul(b, w3) y = Add(c, d)",
+        "float[8] w1, float[8,4] w2, float[8,4] w3",
+        inputs="float[N,5] x",
+        outputs="float[N,5,4] y",
+    )
+    done = api.prune(build(case), ALL)
+    assert [m.kept is not None for g in done.plan.groups for m in g.members].count(True) == 2
 
 
 @pytest.mark.parametrize("attention", ["heads", "dims"])
