@@ -141,8 +141,9 @@ def _sensitivity(recipe: Recipe, folder: Path) -> Plot | None:
         return None
     found = sensitivity.load(files[0])
     lines = tuple(Curve(name=n, points=tuple(found.curve(n))) for n in found.losses)
+    where = found.measure.split(" on ", 1)[-1]
     return Plot(
-        title=f"What silencing them costs, on {found.measure.split(' on ', 1)[-1]}",
+        title=f"What silencing them costs ({where})",
         x_label="share of channels silenced",
         y_label="lost",
         curves=lines,
