@@ -27,11 +27,14 @@ from onnxslim_kd.model import (
 )
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
+from onnxslim_kd.passes.shape_fold import fold_known
 from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
 from onnxslim_kd.runtime import Array
 
 GROWTH = 4096
 """Bytes by which constant folding may let the weights grow, where it removes nodes for them."""
+_ROUNDS = 4
+"""Of folding shapes; real graphs need two."""
 _SAMPLE = 64
 """Numbers of a weight that are looked at before all are."""
 _LIMIT = "optimization.constant_folding_max_output_size_in_bytes"
@@ -96,27 +99,37 @@ def fold_large(model: ir.Model) -> None:
 
 
 def fold_shapes(model: ir.Model) -> None:
-    """Fold what follows from shapes, inside of branches too, and branches with a known condition.
+    """Fold what follows from shapes; again while that makes more shapes known."""
+    if any(node.op_type in ("Shape", "Size") for node in model.graph):
+        for _ in range(_ROUNDS):
+            if not fold_known(model):
+                break
+            remove_dead(model)
 
-    Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched. What
-    this opens up is folded and fused again.
+
+def fold_branches(model: ir.Model) -> None:
+    """Fold shapes inside of branches, and branches with a known condition.
+
+    Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched.
     """
-    if not any(node.op_type in _FROM_SHAPES for node in model.graph.all_nodes()):
+    if not any(node.op_type == "If" for node in model.graph.all_nodes()):
         return
     from onnxscript import optimizer
 
-    changed = 0
     for _ in range(2):
-        done = optimizer.fold_constants(
+        optimizer.fold_constants(
             model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL
         )
-        if not done.modified:
-            break
-        changed += 1
         remove_identities(model)
         remove_dead(model)
-    if changed:
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+
+
+def refold(model: ir.Model) -> None:
+    """Fold and fuse again where folding a first time, or branches, opened something up."""
+    nodes = size(model)
+    fold_shapes(model)
+    if size(model) < nodes or any(map(_is_constant, model.graph.all_nodes())):
         fold_and_fuse(model)
 
 
@@ -242,15 +255,14 @@ _PASS_ON: dict[str, Callable[[ir.Node], bool]] = {
 _LAYERS = ("Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
 """Operators that read weights as they are; `fold` has done what could be done to them."""
 
-_FROM_SHAPES = ("Shape", "Size", "If")
-"""Operators without which there is no shape arithmetic."""
-
 STEPS = (
     Step("dead code", remove_dead),  # first: what is not needed must not block a fusion
     Step("identities", remove_identities),  # they stand between layers that could be fused
     Step("softmax", unflatten_softmax),  # before its Shape nodes are folded
-    Step("constants and fusions", fold_and_fuse),  # fast: leaves little for what follows
     Step("shape arithmetic", fold_shapes),
+    Step("constants and fusions", fold_and_fuse),
+    Step("branches", fold_branches),
+    Step("shapes and constants again", refold),
     Step("large constants", fold_large),
     Step("batch norm", fold),  # its parameters are constants now
     Step("scales", fold_scales),
