@@ -20,6 +20,7 @@ from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import PassError, ProofError
 from onnxslim_kd.model import name_of, new_initializer, without_weights
 from onnxslim_kd.passes.channels import Consumption, Ids
+from onnxslim_kd.passes.fixups import explicit_scale
 from onnxslim_kd.passes.groups import Analysis
 
 Array = np.ndarray[Any, Any]
@@ -196,6 +197,8 @@ class _Silencer:
         found = [k for k in keeps if k is not None]
         if not found:
             return
+        if copy.op_type == "Attention":
+            explicit_scale(copy, self.analysis.shapes.shape[places[0][2]])
         for (index, axis, value), keep in zip(places, keeps, strict=True):
             if consumption.out_axis is not None:
                 break

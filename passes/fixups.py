@@ -440,19 +440,36 @@ def _hidden_size(cut: Cut, node: ir.Node) -> set[int]:
     return set()
 
 
+def explicit_scale(node: ir.Node, queries: Shape) -> None:
+    """Write down the scale that Attention derives from the size of a head."""
+    if "scale" not in node.attributes:
+        heads = 1 if len(queries) == 4 else node.attributes.get_int("q_num_heads") or 1
+        scale = (queries[-1] // heads) ** -0.5
+        node.attributes["scale"] = ir.AttrFloat32("scale", scale)
+
+
 def _attention(cut: Cut, node: ir.Node) -> set[int]:
-    """Attention: head counts, and the scale that is derived from the head size before the cut."""
-    q, k = cut.old(node.inputs[0]), cut.old(node.inputs[1])
-    if len(q) == 3:
-        for name, value, shape in (
-            ("q_num_heads", node.inputs[0], q),
-            ("kv_num_heads", node.inputs[1], k),
-        ):
-            heads = node.attributes.get_int(name)
-            assert heads is not None
-            left = cut.new(value)[2] * heads // shape[2]
-            node.attributes[name] = ir.AttrInt64(name, left)
+    """Attention: fewer heads, or the scale that heads of the old size had."""
+    queries, keys = node.inputs[0], node.inputs[1]
+    if cut.analysis.channels.attention == "dims":
+        if cut.new(queries) != cut.old(queries):
+            explicit_scale(node, cut.old(queries))
+    elif len(cut.old(queries)) == 3:
+        _fewer_heads(cut, node, "q_num_heads", queries)
+        _fewer_heads(cut, node, "kv_num_heads", keys)
     return set()
+
+
+def _rotary_embedding(cut: Cut, node: ir.Node) -> set[int]:
+    if cut.analysis.channels.attention == "heads" and len(cut.old(node.inputs[0])) == 3:
+        _fewer_heads(cut, node, "num_heads", node.inputs[0])
+    return set()
+
+
+def _fewer_heads(cut: Cut, node: ir.Node, attribute: str, value: ir.Value | None) -> None:
+    heads = node.attributes.get_int(attribute) or 1
+    left = cut.new(value)[2] * heads // cut.old(value)[2]
+    node.attributes[attribute] = ir.AttrInt64(attribute, left)
 
 
 FIXUPS: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
@@ -472,6 +489,7 @@ FIXUPS: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
     "GRU": _hidden_size,
     "RNN": _hidden_size,
     "Attention": _attention,
+    "RotaryEmbedding": _rotary_embedding,
 }
 """Each repairs a node and returns the inputs that it answers for."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.passes import ties_attention as fused
 from onnxslim_kd.passes import ties_layers as layers
 from onnxslim_kd.passes import ties_movement as movement
 from onnxslim_kd.passes import ties_pointwise as pointwise
@@ -201,7 +202,8 @@ RULES: dict[str, Rule] = {
     "QLinearMatMul": layers.matmul,
     "Einsum": layers.einsum,
     **dict.fromkeys(("LSTM", "GRU", "RNN"), layers.rnn),
-    "Attention": layers.attention,
+    "Attention": fused.attention,
+    "RotaryEmbedding": fused.rotary_embedding,
     "Concat": movement.concat,
     "Split": movement.split,
     "Slice": movement.slice_,

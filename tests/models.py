@@ -565,6 +565,51 @@ MODELS: dict[str, Case] = {
         opset=23,
         units={"w1": 2, "w2": 2, "w3": 2, "w4": 0},
     ),
+    "attention-op-4d": Case(
+        "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
+        " s = Constant<value_ints=[0,0,-1,2]>()"
+        " qr = Reshape(q, s) kr = Reshape(k, s) vr = Reshape(v, s)"
+        " q4 = Transpose<perm=[0,2,1,3]>(qr) k4 = Transpose<perm=[0,2,1,3]>(kr)"
+        " v4 = Transpose<perm=[0,2,1,3]>(vr) o = Attention<is_causal=1>(q4, k4, v4, w5)"
+        " p = Transpose<perm=[0,2,1,3]>(o) t = Constant<value_ints=[0,0,-1]>() r = Reshape(p, t)"
+        " y = MatMul(r, w4)",
+        "float[6,8] w1, float[6,4] w2, float[6,4] w3, float[8,6] w4, float[4,5,5] w5",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,6] y",
+        opset=23,
+        units={"w1": 2, "w2": 2, "w3": 2, "w4": 0},
+    ),
+    "attention-op-one-key-head": Case(
+        "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
+        " o = Attention<q_num_heads=4,kv_num_heads=1>(q, k, v) y = MatMul(o, w4)",
+        "float[6,8] w1, float[6,2] w2, float[6,2] w3, float[8,6] w4",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,6] y",
+        opset=23,
+        units={"w1": 4, "w2": 0, "w3": 0, "w4": 0},
+    ),
+    "attention-op-cached": Case(
+        "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
+        " o, pk, pv = Attention<q_num_heads=4,kv_num_heads=2>(q, k, v, , ck, cv)"
+        " y = MatMul(o, w4)",
+        "float[6,8] w1, float[6,4] w2, float[6,4] w3, float[8,6] w4",
+        inputs="float[N,5,6] x, float[N,2,3,2] ck, float[N,2,3,2] cv",
+        outputs="float[N,5,6] y, float[N,2,8,2] pk, float[N,2,8,2] pv",
+        opset=23,
+        units={"w1": 0, "w2": 0, "w3": 0, "w4": 0},
+    ),
+    "rotary-embedding": Case(
+        "a = MatMul(x, w1) b = MatMul(x, w2) v = MatMul(x, w3)"
+        " q = RotaryEmbedding<num_heads=4>(a, w5, w6)"
+        " k = RotaryEmbedding<num_heads=2,interleaved=1>(b, w5, w6)"
+        " o = Attention<q_num_heads=4,kv_num_heads=2>(q, k, v) y = MatMul(o, w4)",
+        "float[6,16] w1, float[6,8] w2, float[6,8] w3, float[16,6] w4, float[2,5,2] w5,"
+        " float[2,5,2] w6",
+        inputs="float[2,5,6] x",
+        outputs="float[2,5,6] y",
+        opset=23,
+        units={"w1": 2, "w2": 2, "w3": 2, "w4": 0},
+    ),
     "gather-elements": between(
         "low = Constant<value_float=0.0>() high = Constant<value_float=7.0>()"
         " l = Clip(h, low, high) i = Cast<to=7>(l) t = GatherElements<axis=3>(h, i)",

@@ -73,6 +73,29 @@ def test_dims_go_where_heads_are_kept() -> None:
     assert kept["w1"] in {(0, 2, 4, 6), (1, 3, 5, 7)}
 
 
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("attention-op", {"w1": 2, "w2": 2, "w3": 2}),
+        ("attention-op-4d", {"w1": 2, "w2": 2, "w3": 2}),
+        ("attention-op-one-key-head", {"w1": 2, "w2": 2, "w3": 2}),
+        ("attention-op-cached", {"w1": 0, "w2": 0, "w3": 0}),
+        ("rotary-embedding", {"w1": 1, "w2": 1, "w3": 4}),  # pairs meet both orders of pairs
+    ],
+)
+def test_dims_go_inside_of_fused_attention(name: str, units: dict[str, int]) -> None:
+    """The scale that the size of a head implied is written down, or the numbers would differ."""
+    dims = Reading(attention="dims")
+    analysis = api.inspect(build(MODELS[name]), dims)
+    for p in analysis.parameters:
+        if p.produces and p.name in units:
+            labels = set(analysis.labels(p.birth).tolist())
+            assert len(labels - analysis.components.pinned.keys()) == units[p.name], p.name
+    done = api.prune(build(MODELS[name]), ALL, reading=dims)
+    node = next(n for n in done.model.graph if n.op_type == "Attention")
+    assert ("scale" in node.attributes) == (units["w1"] > 1)
+
+
 def test_a_freed_output_loses_channels() -> None:
     model = build(MODELS["residual"])
     result = api.prune(model, ALL, reading=Reading(free_outputs=("y",)))
