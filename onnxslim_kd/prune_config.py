@@ -193,7 +193,12 @@ class PruneConfig(BaseModel):
         from onnxslim_kd import sensitivity
 
         found = sensitivity.load(self.sensitivity)
-        return {name: found.curve(name) for name in found.losses}
+        if found.criterion != self.criterion:
+            raise UserError(
+                f"{self.sensitivity}: was measured with --criterion {found.criterion}, not"
+                f" {self.criterion}; give the same"
+            )
+        return found.curves(moved=self.max_loss is None)
 
 
 def plan(model: "ModelLike", config: PruneConfig) -> "Plan":

@@ -28,6 +28,10 @@ from onnxslim_kd.runtime import Array, Session
 from onnxslim_kd.samples import Samples
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+WATCHED = 1 << 16
+"""Numbers of an output that are compared, evenly spread."""
+FARTHEST = 1e6
+"""Stands for outputs that are not finite."""
 Score = Callable[[Session], float]
 """Runs a session over the data and gives one number."""
 
@@ -43,6 +47,8 @@ class Sensitivities(BaseModel):
         baseline: The number of the whole model.
         losses: Per parameter and ratio, the share of the baseline that was lost; negative where
             the metric grew.
+        moved: Per parameter and ratio, the squared error of the outputs against the whole model's,
+            over their squares. Where a count such as top-1 stands still, this does not.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,6 +60,7 @@ class Sensitivities(BaseModel):
     lower_is_better: bool = False
     baseline: float
     losses: dict[str, dict[str, float]] = {}
+    moved: dict[str, dict[str, float]] = {}
 
     def text(self) -> str:
         """The file: sorted, so that the order of measuring leaves no trace."""
@@ -61,8 +68,21 @@ class Sensitivities(BaseModel):
 
     def curve(self, parameter: str) -> list[tuple[float, float]]:
         """The points of one parameter, by ratio."""
-        points = self.losses.get(parameter, {})
-        return sorted((float(ratio), loss) for ratio, loss in points.items())
+        return _sorted(self.losses.get(parameter, {}))
+
+    def curves(self, *, moved: bool = False) -> dict[str, list[tuple[float, float]]]:
+        """The points of all parameters.
+
+        Args:
+            moved: Those of the outputs instead of the metric's, if they were kept everywhere.
+        """
+        kept = all(self.moved.get(name, {}).keys() == p.keys() for name, p in self.losses.items())
+        table = self.moved if moved and kept else self.losses
+        return {name: _sorted(points) for name, points in table.items()}
+
+
+def _sorted(points: Mapping[str, float]) -> list[tuple[float, float]]:
+    return sorted((float(ratio), loss) for ratio, loss in points.items())
 
 
 def load(path: str | os.PathLike[str]) -> Sensitivities:
@@ -105,6 +125,51 @@ class MaskedSession(Session):
     ) -> dict[str, Array]:
         """Return the outputs for ``feeds`` under the present masks."""
         return super().run({**feeds, **self.masks}, outputs)
+
+
+class WatchedSession(MaskedSession):
+    """Also tells how far the outputs are from the whole model's, which must be scored first."""
+
+    def __init__(self, masked: Masked, gone: Array, **options: Any) -> None:
+        super().__init__(masked, gone, **options)
+        self._whole: list[dict[str, Array]] = []
+        self._errors: list[float] | None = None
+
+    def silence(self, gone: Array) -> None:
+        """Silence the ids that ``gone`` marks, and begin to compare."""
+        super().silence(gone)
+        self._errors = []
+
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Return the outputs for ``feeds``; every pass must feed the same in the same order."""
+        found = super().run(feeds, outputs)
+        seen = {name: _thinned(array) for name, array in found.items() if array.dtype.kind == "f"}
+        if self._errors is None:
+            self._whole.append(seen)
+        else:
+            whole = self._whole[len(self._errors) % len(self._whole)]
+            self._errors += [_error(whole, seen)]
+        return found
+
+    @property
+    def moved(self) -> float:
+        """The mean squared error over the squares, of the pass since `silence`."""
+        mean = float(np.mean(self._errors)) if self._errors else 0.0
+        return float(f"{mean:.6g}") if mean < FARTHEST else FARTHEST
+
+
+def _thinned(array: Array) -> Array:
+    return array.reshape(-1)[:: -(-max(array.size, 1) // WATCHED)].astype(np.float64)
+
+
+def _error(whole: Mapping[str, Array], seen: Mapping[str, Array]) -> float:
+    parts = [
+        np.square(seen[name] - want).sum() / (np.square(want).sum() or 1.0)
+        for name, want in whole.items()
+    ]
+    return float(np.mean(parts)) if parts else 0.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +218,7 @@ def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:
     """
     masked = with_masks(job.analysis)
     nothing = np.zeros(len(job.analysis.components.label), bool)
-    session = MaskedSession(masked, nothing, **options)
+    session = WatchedSession(masked, nothing, **options)
     found = _begun(job, output, session)
     points = [(c, ratio) for c in job.groups() for ratio in job.ratios]
     for done, (candidate, ratio) in enumerate(points):
@@ -168,6 +233,7 @@ def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:
         lost = (value - found.baseline) if job.lower_is_better else (found.baseline - value)
         scale = abs(found.baseline) or 1.0
         found.losses.setdefault(name, {})[f"{ratio:g}"] = lost / scale
+        found.moved.setdefault(name, {})[f"{ratio:g}"] = session.moved
         write_text(output, found.text(), overwrite=True)
     yield len(points), len(points)
 
@@ -175,16 +241,18 @@ def run(job: Job, output: Path, **options: Any) -> Iterator[tuple[int, int]]:
 def _begun(job: Job, output: Path, session: Session) -> Sensitivities:
     """The file so far, or a new one with its baseline."""
     mark = fingerprint(job.analysis.model)
-    if output.exists():
-        found = load(output)
-        _same(found, mark, job.measure, job.criterion, output)
-        return found
+    before = load(output) if output.exists() else None
+    if before is not None:
+        _same(before, mark, job.measure, job.criterion, output)
+    baseline = finite(job.score(session), "the whole model")  # the session watches
+    if before is not None:
+        return before
     found = Sensitivities(
         model=mark,
         measure=job.measure,
         criterion=job.criterion,
         lower_is_better=job.lower_is_better,
-        baseline=finite(job.score(session), "the whole model"),
+        baseline=baseline,
     )
     write_text(output, found.text())
     return found
@@ -225,4 +293,6 @@ def merge(files: Sequence[Path]) -> Sensitivities:
         _same(other, first.model, first.measure, first.criterion, path)
         for name, points in other.losses.items():
             first.losses.setdefault(name, {}).update(points)
+        for name, points in other.moved.items():
+            first.moved.setdefault(name, {}).update(points)
     return first

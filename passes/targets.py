@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from onnxslim_kd.bench import Setting
 from onnxslim_kd.cost import is_weight
@@ -176,6 +177,57 @@ def by_loss(ranked: Sequence[Candidate], curves: Sequence[Curve], amount: Amount
     return lambda loss: [
         amount.removed(c, ratio_for(curve, loss)) for c, curve in zip(ranked, curves, strict=True)
     ]
+
+
+def cheapest(
+    analysis: Analysis,
+    ranked: Sequence[Candidate],
+    curves: Sequence[Curve],
+    amount: Amount,
+    quantity: Quantity,
+) -> Allocator:
+    """Spread a removal so that what is lost in all is least: by loss per quantity saved.
+
+    The knapsack's relaxation: units go in the order of the slopes of their groups' curves, made
+    convex, by what a unit saves. No group goes beyond what was measured, and one without a curve
+    stays.
+    """
+    whole = measure(analysis, None, quantity)
+    slopes, places = [], []
+    for candidate, curve in zip(ranked, curves, strict=True):
+        size = len(candidate.units)
+        gone = np.zeros(analysis.components.count, bool)
+        gone[candidate.units[1:]] = True
+        saved = (whole - measure(analysis, gone, quantity)) / max(size - 1, 1)
+        place = _places(candidate)
+        slopes.append(_slopes(curve, size, place) / max(saved, 1e-9))
+        places.append(place)
+    flat, along = np.concatenate(slopes), np.concatenate(places)
+    rank = np.empty(len(flat))
+    rank[np.lexsort((along, flat))] = np.arange(len(flat))
+    rank[np.isinf(flat)] = np.inf
+    scores = np.split(rank, np.cumsum([len(s) for s in slopes])[:-1])
+    return partial(_below, ranked, scores, [0] * len(ranked), amount)
+
+
+def _places(candidate: Candidate) -> Scores:
+    """How far along its block every unit is, the least important at 0."""
+    places = np.empty(len(candidate.units))
+    for block in candidate.blocks:
+        places[block] = np.arange(len(block)) / len(block)
+    return places
+
+
+def _slopes(curve: Curve, size: int, places: Scores) -> Scores:
+    """The loss of every unit by a convex curve below the points; beyond them, infinite."""
+    ratios, losses = np.array([(0.0, 0.0), *sorted(curve)]).T
+    shares = np.arange(size + 1) / size
+    rises = np.diff(np.interp(shares, ratios, np.maximum.accumulate(np.maximum(losses, 0))))
+    inside = int((shares[1:] <= ratios[-1] + 1e-9).sum())
+    found = np.full(size, np.inf)
+    if inside:
+        found[:inside] = isotonic_regression(rises[:inside]).x
+    return np.asarray(found[np.minimum((places * size).astype(int), size - 1)])
 
 
 def ratio_for(curve: Curve, loss: float) -> float:
