@@ -196,13 +196,36 @@ def write_optimised(
             model_io.save(source, file)
             write_optimised(file, path, settings=settings)
         return
+    _write(source, path, "ORT_ENABLE_BASIC", settings or {})
+
+
+def write_compiled(source: str | os.PathLike[str], path: Path) -> None:
+    """Let the runtime write ``source`` with all optimisations, for this machine alone.
+
+    The weights stand beside it in the layout that the kernels want. A session of this file maps
+    them; one of ``source`` would hold them two or three times.
+
+    Raises:
+        OperationError: The runtime refuses the model.
+    """
+    prefix = "session.optimized_model_external_initializers_"
+    settings = {f"{prefix}file_name": f"{path.name}.data", f"{prefix}min_size_in_bytes": "1024"}
+    _write(source, path, "ORT_ENABLE_ALL", settings)
+
+
+def _write(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    level: str,
+    settings: Mapping[str, str],
+) -> None:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.optimized_model_filepath = os.fspath(path)
     _open_fast(options)
-    for key, value in (settings or {}).items():
+    for key, value in settings.items():
         options.add_session_config_entry(key, value)
     try:
         _open(ort, source, options, PROVIDERS["cpu"])

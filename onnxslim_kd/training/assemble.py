@@ -1,7 +1,7 @@
 """From a model and settings to a `Plant`: every check that needs no step happens here."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -26,12 +26,14 @@ from onnxslim_kd.training.selection import (
     select,
     teacher_prefixes,
 )
-from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.sync_bn import synchronise
 from onnxslim_kd.training.teacher import Cache, Split, Teacher, split
 from onnxslim_kd.training.tidy import tidied
 from onnxslim_kd.training.transforms import Preprocess
 from onnxslim_kd.training.weights import untie
+
+if TYPE_CHECKING:
+    from onnxslim_kd.training.shrink import GroupSparsity
 
 Speak = Callable[[Mapping[str, Any]], None]
 
@@ -66,12 +68,12 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     selection = select(model, roles, config)
     parts = None if config.mutual else split(model, teacher_prefixes(roles))
     lowered = _lowered(parts.rest if parts else model, objective, selection, config)
+    teacher = _teacher(parts, config, world, len(loader.source)) if parts else None
     if config.sync_bn and world.size > 1:
         synchronise(lowered)
     lowered.to(world.device)
     freeze_statistics(model, roles, config, lowered)
     world.broadcast([*lowered.parameters_by_name.values(), *lowered.buffers_by_name.values()])
-    teacher = _teacher(parts, config, world, len(loader.source)) if parts else None
     speak(_inventory(selection, lowered, teacher))
     return Plant(
         model=model,
@@ -154,9 +156,11 @@ def _teacher(parts: Split, config: TrainConfig, world: World, samples: int) -> T
     return Teacher(parts, engine=engine, device=world.device, cache=cache)
 
 
-def _sparsity(model: ir.Model, lowered: Lowered, config: TrainConfig) -> GroupSparsity | None:
+def _sparsity(model: ir.Model, lowered: Lowered, config: TrainConfig) -> "GroupSparsity | None":
     if config.sparsity is None:
         return None
+    from onnxslim_kd.training.shrink import GroupSparsity  # brings scipy
+
     return GroupSparsity(model, lowered.parameters_by_name, config.sparsity)
 
 

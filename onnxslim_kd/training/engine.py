@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from onnxslim_kd.errors import OperationError
-from onnxslim_kd.passes import prune
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.training import checkpoint as checkpoints
-from onnxslim_kd.training import optim, shrink
+from onnxslim_kd.training import optim
 from onnxslim_kd.training.assemble import assemble
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Batch
@@ -122,6 +121,10 @@ class Run:
 
     def _shrink(self) -> None:
         """Make the cuts that are due before this epoch; momentum and averages are cut along."""
+        if not self.config.cuts:
+            return
+        from onnxslim_kd.training import shrink  # it and prune bring scipy: 50 MB for cuts alone
+
         for cut in shrink.due(self.config.cuts, self.epoch, len(self.plans)):
             with self.plant.averaged():
                 self.plant.lowered.write_back(self.plant.model)
@@ -130,6 +133,9 @@ class Run:
 
     def _replant(self, plan: Plan, state: Mapping[str, Tensor] | None = None) -> None:
         """Go on with the model that ``plan`` makes of the present one."""
+        from onnxslim_kd.passes import prune
+        from onnxslim_kd.training import shrink
+
         old = self.plant.model
         settings = self.config.model_copy(update={"init_from": None})
         self.plant = assemble(prune.cut(old, plan), settings, self.world, self.listen)

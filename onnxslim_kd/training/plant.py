@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,10 +21,12 @@ from onnxslim_kd.training.distributed import World
 from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import Lowered
 from onnxslim_kd.training.objective import Mix, Objective
-from onnxslim_kd.training.shrink import GroupSparsity
 from onnxslim_kd.training.teacher import Teacher
 from onnxslim_kd.training.tidy import extract
 from onnxslim_kd.training.weights import statistics_of
+
+if TYPE_CHECKING:
+    from onnxslim_kd.training.shrink import GroupSparsity
 
 Values = Mapping[str, Tensor]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +56,7 @@ class Plant:
     val_loader: Loader | None
     teacher: Teacher | None
     optimizer: torch.optim.Optimizer
-    sparsity: GroupSparsity | None = None
+    sparsity: "GroupSparsity | None" = None
     ema: optim.Ema | None = field(init=False, default=None)
     scaler: Any = field(init=False)
 

@@ -4,10 +4,11 @@ A teacher that does not train needs no gradient, no training mode and no torch: 
 trained graph, and what they gave comes in as inputs. Its BatchNormalizations cannot drift.
 """
 
+import gc
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ Feeds = Mapping[str, Tensor]
 class Split:
     """A merged graph in two: the teacher, and the rest with the teacher's values as inputs."""
 
+    whole: ir.Model
     teacher: ir.Model
     rest: ir.Model
     values: tuple[str, ...]
@@ -62,7 +64,7 @@ def split(model: ir.Model, prefixes: tuple[str, ...]) -> Split | None:
         value.replace_all_uses_with(outside, replace_graph_outputs=True)
         rest.graph.inputs.append(outside)
     common.RemoveUnusedNodesPass()(rest)
-    return Split(teacher, rest, values)
+    return Split(model, teacher, rest, values)
 
 
 class Teacher:
@@ -85,10 +87,21 @@ class Teacher:
         self.cache = cache
         self._session: runtime.Session | None = None
         if engine == "ort":
-            threads = torch.get_num_threads()
-            self._session = runtime.Session(parts.teacher, threads=threads, spin=False)
+            self._session = self._opened(parts)
         else:
             self._module = lower(parts.teacher, trainable=()).to(device).eval()
+
+    def _opened(self, parts: Split) -> runtime.Session:
+        """Open a session that maps its weights, and let the models map theirs as well."""
+        folder = Path(tempfile.mkdtemp(prefix="onnxslim-kd-teacher-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for name, model in (("rest", parts.rest), ("teacher", parts.teacher)):
+            model_io.save(model, folder / f"{name}.onnx", external_data=True)
+            _park((parts.whole, model), folder / f"{name}.onnx")
+        gc.collect()  # graphs are cycles: the copies made on the way hold the weights as well
+        compiled = folder / "compiled.onnx"
+        runtime.write_compiled(folder / "teacher.onnx", compiled)
+        return runtime.Session(compiled, threads=torch.get_num_threads(), spin=False)
 
     def __call__(self, feeds: Feeds, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the teacher's values for ``feeds``, made of the samples ``indices``."""
@@ -109,6 +122,20 @@ class Teacher:
         arrays = {name: feeds[name].cpu().contiguous().numpy() for name in self.inputs}
         results = self._session.run(arrays, self.values)
         return {name: torch.from_numpy(array).to(self.device) for name, array in results.items()}
+
+
+def _park(models: Iterable[ir.Model], path: Path) -> None:
+    """Let the weights of ``models`` be read from ``path``: training has copies of its own.
+
+    All of them, for they may be views of the bytes of one file.
+    """
+    held = ir.load(path).graph.initializers
+    for model in models:
+        for name in held.keys() & model.graph.initializers.keys():
+            tensor = held[name].const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.numpy()  # mapped: from here on the file itself may go
+                model.graph.initializers[name].const_value = tensor
 
 
 class Cache:
