@@ -209,6 +209,8 @@ RULES: dict[str, Rule] = {
     "Slice": movement.slice_,
     "Gather": movement.gather,
     "GatherElements": movement.gather_elements,
+    "GatherND": movement.gather_nd,
+    "ScatterND": movement.scatter_nd,
     "Transpose": movement.transpose,
     "Expand": movement.expand,
     "ConstantOfShape": movement.constant_of_shape,

@@ -157,6 +157,34 @@ def gather_elements(t: Channels, node: ir.Node) -> None:
     t.set(0, [*along, *_agree(t, [x, indices], axis)])
 
 
+def gather_nd(t: Channels, node: ir.Node) -> None:
+    """GatherND: the axes that the indices do not reach pass."""
+    x, indices = t.need(0), t.need(1)
+    reached = node.attributes.get_int("batch_dims", 0) + indices.shape[-1]
+    inside = [b for b in x.layout if min(b.axes) < reached]
+    t.freeze([] if x.constant else inside, "its indices are not constant")
+    shift = len(indices.shape) - 1 - reached
+    passing = [b for b in x.layout if min(b.axes) >= reached]
+    moved = [Block(tuple(a + shift for a in b.axes), b.ids) for b in passing]
+    t.set(0, moved)
+    for block in moved if x.constant else ():
+        t.produce(block.ids if len(block.axes) == 1 else None)
+
+
+def scatter_nd(t: Channels, node: ir.Node) -> None:
+    """ScatterND: data and updates agree on the axes that the indices do not reach."""
+    x, indices, updates = t.need(0), t.need(1), t.need(2)
+    reached, rows = indices.shape[-1], len(indices.shape) - 1
+    views = []
+    for operand, lead in ((x, reached), (updates, rows)):
+        t.freeze([b for b in operand.layout if min(b.axes) < lead], "its indices are not constant")
+        passing = [b for b in operand.layout if min(b.axes) >= lead]
+        layout = tuple(Block(tuple(a - lead for a in b.axes), b.ids) for b in passing)
+        views.append(Operand(operand.value, layout, operand.shape[lead:], operand.constant))
+    joined = join(t, views, x.shape[reached:])
+    t.set(0, [Block(tuple(a + reached for a in b.axes), b.ids) for b in joined])
+
+
 def _picked(t: Channels, block: Block, axis: int, picked: Any) -> Block | None:
     """The block after indexing ``axis`` with the array ``picked``."""
     position = block.axes.index(axis)

@@ -610,6 +610,20 @@ MODELS: dict[str, Case] = {
         opset=23,
         units={"w1": 2, "w2": 2, "w3": 2, "w4": 0},
     ),
+    "gather-nd": Case(
+        "e = GatherND(w1, x) a = Relu(e) y = MatMul(a, w2)",
+        "float[11,8] w1, float[8,4] w2",
+        inputs="int64[N,5,1] x",
+        outputs="float[N,5,4] y",
+        units={"w1": 8, "w2": 0},
+    ),
+    "scatter-nd": Case(
+        "a = MatMul(x, w1) b = MatMul(z, w2) s = ScatterND(a, i, b) y = MatMul(s, w3)",
+        "float[6,8] w1, float[6,8] w2, float[8,4] w3",
+        inputs="float[5,6] x, float[2,6] z, int64[2,1] i",
+        outputs="float[5,4] y",
+        units={"w1": 8, "w2": 8, "w3": 0},
+    ),
     "gather-elements": between(
         "low = Constant<value_float=0.0>() high = Constant<value_float=7.0>()"
         " l = Clip(h, low, high) i = Cast<to=7>(l) t = GatherElements<axis=3>(h, i)",
