@@ -60,6 +60,8 @@ SHOWN = 8
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--threads", type=int)
 @click.option("--amp", type=click.Choice(["none", "bf16", "fp16"]), help="Mixed precision.")
+@click.option("--compile/--no-compile", default=None, help="torch.compile the graph.")
+@click.option("--sync-bn/--no-sync-bn", default=None, help="Statistics over all processes.")
 @click.option("--ema", type=float, help="Decay of a moving average of the weights.")
 @click.option("--accumulate", type=int, help="Pieces in which a batch is computed.")
 @click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
@@ -92,7 +94,6 @@ def train(
     """Fine-tune or distil MODEL, plain or merged; the names stay, the weights get better."""
     from onnxslim_kd import model as model_io
     from onnxslim_kd.training import config as configs
-    from onnxslim_kd.training import shrink
     from onnxslim_kd.training.engine import train as run
     from onnxslim_kd.training.journal import journal
 
@@ -103,6 +104,8 @@ def train(
                 held, key.replace("__", "."), list(value) if isinstance(value, tuple) else value
             )
     if prune_schedule is not None:
+        from onnxslim_kd.training import shrink
+
         held["cuts"] = shrink.parse(prune_schedule)
     chosen = configs.parse(held)
     model_io.check_writable(output, overwrite=force)

@@ -31,8 +31,13 @@ Statistics = Mapping[str, tuple[Array, Array]]
 def bare_convolutions(model: ir.Model) -> list[str]:
     """Return the outputs of the convolutions that a BatchNormalization may follow but does not.
 
-    Left out: a graph output (a head never has one), and outputs of one pixel (squeeze-excite
-    gates, pooled heads), whose batch statistics would come from a handful of numbers.
+    Left out, for there never was one to fold:
+
+    1. a graph output, and what is only reshaped or transposed, as detection heads and the patches
+       of a transformer are;
+    2. neighbours of another normalisation, as in ConvNeXt;
+    3. outputs of one pixel (squeeze-excite gates, pooled heads), whose batch statistics would come
+       from a handful of numbers.
     """
     return [name_of(node.outputs[0]) for node in model.graph if _is_bare(node)]
 
@@ -42,8 +47,32 @@ def _is_bare(node: ir.Node) -> bool:
     if node.op_type != "Conv" or node.domain or output.is_graph_output():
         return False
     pixels = dims(output)[2:] if has_rank(output) else ()
-    followed = any(user.op_type == "BatchNormalization" for user in output.consumers())
-    return not followed and not (pixels and all(size == 1 for size in pixels))
+    users = _readers(output)
+    before = _computed_from(node.inputs[0])
+    return not (
+        (pixels and all(size == 1 for size in pixels))
+        or users <= MOVES
+        or users & NORMS
+        or {"ReduceMean", "Sub"} <= users  # LayerNormalization before opset 17
+        or (before is not None and before.op_type in NORMS - {"BatchNormalization"})
+    )
+
+
+def _readers(value: ir.Value) -> set[str]:
+    """Return the operators that read ``value``, seen through Concat, but for Shape."""
+    found: set[str] = set()
+    for user in value.consumers():
+        joins = user.op_type == "Concat"
+        found |= {u.op_type for u in user.outputs[0].consumers()} if joins else {user.op_type}
+    return found - {"Shape"}
+
+
+def _computed_from(value: ir.Value | None) -> ir.Node | None:
+    """Return the node that computed ``value``, whatever axes were moved since."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def reinsert(
@@ -176,3 +205,16 @@ def _joined(
     apart = two[1] - one[1]
     variance = one[2] * (1 - share) + two[2] * share + np.square(apart) * share * (1 - share)
     return count, one[1] + apart * share, variance
+
+
+MOVES = frozenset(("Flatten", "Reshape", "Squeeze", "Transpose"))
+NORMS = frozenset(
+    (
+        "BatchNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+    )
+)

@@ -16,6 +16,21 @@ NET = """g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] b, float[6,4,3,3] v, fl
     }"""
 GATE = """g (float[N,4,8,8] x, float[4,4,1,1] w) => (float[N,4,8,8] y) {
         p = GlobalAveragePool(x)  c = Conv(p, w)  s = Sigmoid(c)  y = Mul(x, s) }"""
+PATCHES = """g (float[N,3,8,8] x, float[4,3,2,2] w, int64[3] s, float[4] a)
+    => (float[N,16,4] y) {
+        c = Conv <strides = [2,2]> (x, w)  z = Shape(c)
+        r = Reshape(c, s)  t = Transpose <perm = [0,2,1]> (r)
+        y = LayerNormalization(t, a, a)
+    }"""
+CONVNEXT = """g (float[N,4,8,8] x, float[4,1,3,3] w, float[4] a, float[4,4,2,2] v, float[4,4,1,1] u)
+    => (float[N,4,2,2] y) {
+        c = Conv <group = 4> (x, w)  t = Transpose <perm = [0,2,3,1]> (c)
+        n = LayerNormalization(t, a, a)  b = Transpose <perm = [0,3,1,2]> (n)
+        d = Conv <strides = [2,2]> (b, v)  g = Relu(d)
+        y = Conv <pads = [0,0,-1,-1]> (g, u)
+    }"""
+DECOMPOSED = """g (float[N,4,8,8] x, float[4,4,1,1] w) => (float[N,4,8,8] y) {
+        c = Conv(x, w)  m = ReduceMean <axes = [1]> (c)  y = Sub(c, m) }"""
 
 
 def batches(sizes: tuple[int, ...] = (8, 3, 5)) -> list[dict[str, np.ndarray]]:
@@ -26,6 +41,16 @@ def batches(sizes: tuple[int, ...] = (8, 3, 5)) -> list[dict[str, np.ndarray]]:
 def test_heads_and_gates_are_not_normalised() -> None:
     assert bare_convolutions(filled(NET)) == ["c", "d"]
     assert bare_convolutions(filled(GATE)) == []
+
+
+DETECTION = """g (float[N,4,8,8] x, float[4,4,1,1] w, float[2,4,1,1] v, int64[3] s)
+    => (float[N,6,64] y) {
+        c = Conv(x, w)  d = Conv(x, v)  t = Concat <axis = 1> (c, d)  y = Reshape(t, s) }"""
+
+
+@pytest.mark.parametrize("net", [PATCHES, CONVNEXT, DECOMPOSED, DETECTION])
+def test_neighbours_of_other_normalisations_are_not_normalised(net: str) -> None:
+    assert bare_convolutions(filled(net)) == []
 
 
 @pytest.mark.parametrize("opset", [17, 18])

@@ -133,9 +133,9 @@ def _park(models: Iterable[ir.Model], path: Path) -> None:
     for model in models:
         for name in held.keys() & model.graph.initializers.keys():
             tensor = held[name].const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.numpy()  # mapped: from here on the file itself may go
-                model.graph.initializers[name].const_value = tensor
+            if isinstance(tensor, ir.ExternalTensor) and tensor.dtype.bitwidth >= 8:
+                mapped = ir.Tensor(tensor.numpy(), tensor.dtype, name=name)  # the file may go
+                model.graph.initializers[name].const_value = mapped
 
 
 class Cache:
