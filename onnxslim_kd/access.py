@@ -45,7 +45,7 @@ def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """Return the shape of a tensor; of a message onnx-ir would make a Shape on every look."""
     if isinstance(tensor, ir.TensorProtoTensor):
         return tuple(tensor.raw.dims)
-    return tuple(tensor.shape.numpy())
+    return tuple(d for d in tensor.shape if isinstance(d, int))  # and none is a symbol
 
 
 def bytes_of(tensor: ir.TensorProtocol) -> int:

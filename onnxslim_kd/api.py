@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxslim_kd import cost as costs
-from onnxslim_kd import interop, shapes
+from onnxslim_kd import interop
 from onnxslim_kd import model as model_io
 from onnxslim_kd import proof as proofs
+from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.cost import Cost
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import correct as correction
@@ -21,6 +22,7 @@ from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ties import Attention
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.samples import Samples
+from onnxslim_kd.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,13 @@ def prune(
     left_out: list[str] = []
     if samples is not None:
         left_out = correction.left_out(analysis, pruning.removed_by(analysis, decided))
-    model, proof, corrected = _carry_out(analysis, decided, samples, verify=verify)
+    model, shapes, proof, corrected = _carry_out(analysis, decided, samples, verify=verify)
     for spec in reading.passes_after if reading is not None else ():
         model = interop.apply(model, spec)
+        shapes = shape_sampling.sample(model, analysis.shapes.inputs)
     if output is not None:
         model_io.save(model, output, overwrite=overwrite)
-    cost_after = costs.cost(model, shapes.sample(model, analysis.shapes.inputs))
+    cost_after = costs.cost(model, shapes)
     return Pruned(model, decided, before, cost_after, proof, corrected, tuple(left_out))
 
 
@@ -142,7 +145,7 @@ def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | Non
 
 def _carry_out(
     analysis: Analysis, decided: Plan, samples: Samples | None, *, verify: bool
-) -> tuple[ir.Model, proofs.Proof | None, tuple[correction.Corrected, ...]]:
+) -> tuple[ir.Model, Shapes, proofs.Proof | None, tuple[correction.Corrected, ...]]:
     """Cut the analysed model in place as ``decided`` says, prove it, and correct what is left."""
     removed = pruning.removed_by(analysis, decided)
     model = analysis.model
@@ -150,17 +153,20 @@ def _carry_out(
     silenced = proofs.silence(analysis, removed) if verify else None
     original = model.clone() if samples is not None else None
     layers = correction.layers(analysis, removed) if samples is not None else []
-    pruning.apply(analysis, removed)
+    with proofs.blaming(silenced):
+        changed = pruning.apply(analysis, removed)
+        if silenced is not None:
+            proofs.structure(model)
+    shapes = replace(analysis.shapes, shape={**analysis.shapes.shape, **changed})
     proof = None
     if silenced is not None:
-        proofs.structure(model)
         proofs.same_interface(interface, model, freed=analysis.free_outputs)
         proof = proofs.prove(silenced, model)
     corrected: tuple[correction.Corrected, ...] = ()
     if samples is not None and original is not None:
         corrected = tuple(correction.correct(original, model, layers, samples))
     pruning.record(model, decided)
-    return model, proof, corrected
+    return model, shapes, proof, corrected
 
 
 def check_output(source: model_io.ModelLike, output: Path, *, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ from math import prod
 import onnx_ir as ir
 
 from onnxslim_kd import shapes as shape_sampling
-from onnxslim_kd.model import dims
+from onnxslim_kd.access import bytes_of, dims, extents_of
 from onnxslim_kd.shapes import Shape, Shapes
 
 
@@ -44,8 +44,8 @@ def cost(model: ir.Model, shapes: Shapes | None = None) -> Cost:
     ]
     return Cost(
         macs=sum(per_node.values()) // batch,
-        parameters=sum(w.size for w in weights if is_weight(w)),
-        bytes=sum(w.nbytes for w in weights),
+        parameters=sum(prod(extents_of(w)) for w in weights if is_weight(w)),
+        bytes=sum(map(bytes_of, weights)),
         per_node={name: count // batch for name, count in per_node.items()},
     )
 

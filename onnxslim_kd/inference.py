@@ -15,6 +15,8 @@ from onnxslim_kd.errors import ModelError
 
 SMALL = 1024
 """Bytes up to which a tensor counts as a constant of shape arithmetic, not as a weight."""
+_SCALES = 64
+"""The same for floats: a Resize has one scale per axis."""
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -134,12 +136,18 @@ def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
         if tensor is None or value.is_graph_input():
             continue
         key = tensor.dtype, extents_of(tensor)
-        if bytes_of(tensor) <= SMALL:
+        if _may_count(tensor):
             ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
             continue
         if key not in known:
             known[key] = onnx.helper.make_tensor_type_proto(*key)
         graph.input.add(name=value.name).type.CopyFrom(known[key])
+
+
+def _may_count(tensor: ir.TensorProtocol) -> bool:
+    """Tell whether shape arithmetic may read a tensor: whole numbers, or a few scales."""
+    floating = tensor.dtype.is_floating_point()
+    return bytes_of(tensor) <= (_SCALES if floating else SMALL)
 
 
 def extents(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:

@@ -30,6 +30,7 @@ ZOO = {
     "resnet18": Entry(f"{_HERE}.resnet:resnet18", "ResNet-18"),
     "resnet34": Entry(f"{_HERE}.resnet:resnet34", "ResNet-34"),
     "resnet50": Entry(f"{_HERE}.resnet:resnet50", "ResNet-50"),
+    "resnet152": Entry(f"{_HERE}.resnet:resnet152", "ResNet-152"),
     "resnet50_vd": Entry(f"{_HERE}.resnet_vd:resnet50_vd", "ResNet-50-D"),
     "pplcnet_x2_5": Entry(f"{_HERE}.pplcnet:pplcnet_x2_5", "PP-LCNet x2.5"),
     "deeplabv3p_xception65": Entry(

@@ -37,6 +37,11 @@ def resnet50(classes: int = 1000) -> nn.Module:
     return _resnet(classes, (3, 4, 6, 3), expansion=4)
 
 
+def resnet152(classes: int = 1000) -> nn.Module:
+    """Build ResNet-152 with seeded weights."""
+    return _resnet(classes, (3, 8, 36, 3), expansion=4)
+
+
 def _resnet(classes: int, depths: Sequence[int], *, expansion: int) -> nn.Module:
     net = features(depths, expansion)
     net.add_module("fc", Classifier("fc_0.w_0", "fc_0.b_0", 512 * expansion, classes))
@@ -51,7 +56,8 @@ def features(depths: Sequence[int], expansion: int) -> nn.Sequential:
     for stage, depth in enumerate(depths):
         blocks = nn.Sequential()
         for i in range(depth):
-            name, width = f"res{stage + 2}{'abcdefgh'[i]}", 64 * 2**stage
+            letter = "abcdefgh"[i] if depth <= 8 else f"b{i}" if i else "a"
+            name, width = f"res{stage + 2}{letter}", 64 * 2**stage
             stride = 2 if i == 0 and stage > 0 else 1
             blocks.add_module(name, block(name, c_in, width, stride, expansion))
             c_in = width * expansion
