@@ -8,7 +8,8 @@ again (compress, compute, expand). Inner values are compared too, so that an err
 cannot hide behind a deep network's rounding.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from onnxslim_kd.passes.fixups import explicit_scale
 from onnxslim_kd.passes.groups import Analysis
 
 Array = np.ndarray[Any, Any]
+_NARROW = {ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
+"""Tolerances where sums are rounded to fewer digits."""
 TAPS = 32
 """Inner values compared, beside the outputs."""
 
@@ -76,6 +79,21 @@ def structure(model: ir.Model) -> None:
             raise PassError(f"the graph is not valid ONNX: {error}") from error
 
 
+@contextmanager
+def blaming(silenced: "Silenced | None") -> Iterator[None]:
+    """Where the cut fails, say so if the original does not even run.
+
+    Raises:
+        ProofError: It does not.
+    """
+    try:
+        yield
+    except PassError:
+        if silenced is not None:
+            Reference.of(silenced.model, given=silenced.given)
+        raise
+
+
 def interface(model: ir.Model) -> tuple[tuple[str, str, str], ...]:
     """Return name, type and shape of every input and output, to compare before and after."""
     values = [*model.graph.inputs, *model.graph.outputs]
@@ -96,8 +114,13 @@ def same_interface(
             raise PassError(f"{old[0]} changed from {old[1]}{old[2]} to {new[1]}{new[2]}")
 
 
-def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float = TOLERANCE) -> Proof:
+def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float | None = None) -> Proof:
     """Run both models on the same inputs and compare them.
+
+    Args:
+        silenced: The original with the removed channels silent.
+        pruned: What must equal it.
+        tolerance: Of a value's magnitude; by default what the model's narrowest floats allow.
 
     Raises:
         ProofError: They differ, or one of them does not run; the message says what to do.
@@ -110,6 +133,8 @@ def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float = TOLERANCE)
         {out: array for out, array in outputs.items() if out in names}
         for outputs in reference.outputs
     ]
+    if tolerance is None:
+        tolerance = max([TOLERANCE, *(_NARROW.get(v.dtype, 0.0) for v in values.values())])  # type: ignore[arg-type]
     n_outputs = len(graph.outputs)
     taps = [values[inner] for inner in names.values()]
     try:

@@ -27,6 +27,13 @@ LIMIT = 4096
 """Elements up to which a tensor is folded; attention masks and position tables are larger."""
 _LIKE_INPUT = ("GroupNormalization", "RMSNormalization", "Swish")
 """Operators that ONNX defines by a function, for which inference gives no shape."""
+_NOT_INFERRED = (
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 _BATCH, _SPATIAL, _SEQUENCE = (2, 3), (64, 96), (16, 24)
 
 
@@ -230,8 +237,8 @@ def _infer_alone(
             data,
             opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
         )
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return {}  # a custom operator, or one whose shape depends on data: not known
+    except _NOT_INFERRED:
+        return {}  # a custom operator or type, or a shape that depends on data: not known
     shapes = {}
     for value in node.outputs:
         proto = inferred.get(value.name or "")

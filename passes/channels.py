@@ -224,9 +224,15 @@ class Channels:
     # ---- layouts
 
     def set(self, index: int, layout: Iterable[Block]) -> None:
-        """Give output ``index`` of the present node its layout."""
+        """Give output ``index`` of the present node its layout, if the node has that output.
+
+        Raises:
+            Unsupported: Its shape is not known.
+        """
         assert self.node is not None
-        if index < len(self.node.outputs) and (blocks := tuple(layout)):
+        has_it = index < len(self.node.outputs) and self.node.outputs[index].name
+        if has_it and (blocks := tuple(layout)):
+            self.out_shape(index)
             self.layout[self.node.outputs[index]] = blocks
 
     def out_shape(self, index: int = 0) -> Shape:

@@ -269,16 +269,19 @@ def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[P
 
 def _why_empty(model: ir.Model) -> str:
     """Say why a model has no parameter at all."""
-    bodies = {
-        node.op_type
-        for node in model.graph
-        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
-    }
+    bodies, unknown = set(), set()
+    for node in model.graph:
+        if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+            bodies.add(node.op_type)
+        if ties.rule_of(node) is None and any(v and v.is_initializer() for v in node.inputs):
+            unknown.add(f"{node.domain}.{node.op_type}".lstrip("."))
     if bodies:
         return (
             f"nothing can be pruned: every layer with weights is in a body of"
             f" {' or '.join(sorted(bodies))}, and bodies are left whole"
         )
+    if unknown:
+        return f"nothing can be pruned: there is no rule for {', '.join(sorted(unknown))}"
     return "nothing can be pruned: no node of the model has a weight with channels"
 
 

@@ -71,7 +71,7 @@ def _is_arithmetic(t: Channels, node: ir.Node) -> bool:
 def _apply(t: Channels, node: ir.Node) -> None:
     for value in _captured(node):
         _keep(t, value, f"captured by the body of {_kind(node)}")
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = rule_of(node)
     if rule is None:
         _pin_inputs(t, node, f"no rule for {_kind(node)}")
         return
@@ -79,6 +79,11 @@ def _apply(t: Channels, node: ir.Node) -> None:
         rule(t, node)
     except Unsupported as reason:
         _pin_inputs(t, node, f"{_kind(node)}: {reason}")
+
+
+def rule_of(node: ir.Node) -> Rule | None:
+    """Return the rule of a node's operator, None where there is none."""
+    return RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
 
 
 def _kind(node: ir.Node) -> str:

@@ -88,7 +88,7 @@ def _dims(t: Channels, x: Operand, count: int) -> Ids | None:
         return None
     grid = ids.reshape(count, -1)
     t.tie(grid[1:], grid[:1])
-    return grid[0]
+    return ids[: len(ids) // count]
 
 
 def _inner(t: Channels, x: Operand) -> Ids | None:

@@ -13,17 +13,18 @@ def conv(t: Channels, node: ir.Node) -> None:
     Groups stay equally wide, so that position j of every group goes together; where each group has
     one input (depthwise, any multiplier) or one output, whole groups go.
     """
-    x, w = t.need(0), t.need(_weight_input(node))
+    x, w = t.need(0), t.need(weight := _weight_input(node))
     groups = node.attributes.get_int("group", 1)
     channels = _channels(t, x)
     outputs, inputs = t.ids(w, 0), t.ids(w, 1)
     if groups == 1:
         t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
-        t.consume((0, 1), (_weight_input(node), 1))
+        t.consume((0, 1), (weight, 1))
     elif w.shape[1] == 1 or w.shape[0] == groups:
         outputs = _whole_groups(t, channels, inputs, outputs, groups)
     else:
         outputs = _positions(t, channels, inputs, outputs, groups)
+        t.consume((0, 1), (weight, 1))
     t.produce(outputs)
     _add_bias(t, node, outputs)
     t.set(0, _batch_and(x, outputs))
@@ -69,7 +70,6 @@ def _positions(
     """Tie position j of every group, for inputs and for outputs."""
     if channels is not None and inputs is not None:
         t.tie(channels.reshape(groups, -1), inputs[None, :])
-        t.consume((0, 1), (1, 1))
     else:
         t.same(channels, inputs, "feeds a convolution that sees every input channel")
     if outputs is not None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
-from onnxslim_kd.errors import NotFoundError
+from onnxslim_kd.errors import ModelError, NotFoundError
 from onnxslim_kd.passes.ties import Attention
 from tests.models import Case, build
 
@@ -82,6 +82,24 @@ CASES = {
         "float[8,3,3,3] w1, float[4,8,1,1] w2, float[8] w3, float[8] w4, float[8] w5,"
         " float[8] wpos6",
         units={"w3": 8},
+    ),
+    # ONNX Runtime's QOperator format: the weight of QLinearConv is its fourth input
+    "grouped-qlinear-conv": Case(
+        "h = Conv(x, w1) q = QuantizeLinear(h, wpos5, wz6)"
+        " a = QLinearConv<group=2>(q, wpos5, wz6, w3, wpos7, wz8, wpos5, wz6)"
+        " t = DequantizeLinear(a, wpos5, wz6) y = Conv(t, w2)",
+        "float[8,3,1,1] w1, float wpos5, uint8 wz6, int8[8,4,1,1] w3, float[8] wpos7, int8[8] wz8,"
+        " float[4,8,1,1] w2",
+        units={"w1": 4, "w3": 4},
+    ),
+    # the numbers of half precision are proven to fewer digits
+    "half-precision": Case(
+        "h = Conv<pads=[1,1,1,1]>(x, w1) r = Relu(h) a = Conv<pads=[1,1,1,1]>(r, w3)"
+        " b = Conv<pads=[1,1,1,1]>(a, w4) y = Conv(b, w2)",
+        "float16[32,3,3,3] w1, float16[64,32,3,3] w3, float16[64,64,3,3] w4, float16[4,64,1,1] w2",
+        inputs="float16[N,3,8,8] x",
+        outputs="float16[N,4,8,8] y",
+        units={"w1": 32},
     ),
     # Conditional DETR: a channel is split off and squeezed, so that there must be one
     "single-channels-split-off": Case(
@@ -202,10 +220,24 @@ def test_every_axis_of_an_output_has_its_own_reason() -> None:
             " else_branch = b () => (float[N] v) { v = Mul(x, w1) }>",
             "every layer with weights is in a body of If, and bodies are left whole",
         ),
+        ("y = MatMulNBits(x, w1)", "there is no rule for MatMulNBits"),
         ("y = Relu(x)", "no node of the model has a weight with channels"),
     ],
 )
 def test_a_model_without_parameters_says_so(body: str, reason: str) -> None:
     case = Case(body, "float[1] w1", inputs="float[N] x", outputs="float[N] y")
     with pytest.raises(NotFoundError, match=f"nothing can be pruned: {reason}"):
+        api.prune(build(case), ALL)
+
+
+def test_a_model_that_never_ran_is_told_so() -> None:
+    """What exporters get wrong is not ours: here 4 channels meet 8."""
+    case = Case(
+        "a = MatMul(x, w1) b = MatMul(a, w2) c = Concat<axis=1>(a, b) d = MatMul(x, w3)"
+        " s = Constant<value_ints=[-1,2,4]>() e = Reshape(d, s) f = Mul(e, c) y = MatMul(f, w4)",
+        "float[6,8] w1, float[8,8] w2, float[6,8] w3, float[8,4] w4",
+        inputs="float[N,6] x",
+        outputs="float[N,2,4] y",
+    )
+    with pytest.raises(ModelError, match="ONNX Runtime refuses the model"):
         api.prune(build(case), ALL)
