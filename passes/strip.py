@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import ModelError, PassError, ProofError
+from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import ModelLike, load, normalised, weight_bytes, without_weights
 from onnxslim_kd.passes import gate
 from onnxslim_kd.passes.cleanup import STEPS
@@ -63,6 +64,7 @@ class Stripped:
     proof: Proof | None
 
 
+@collection_paused()
 def infer_prune(
     model: ModelLike,
     *,
