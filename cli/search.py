@@ -17,7 +17,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--save-plan", type=FILE, help="The best plan; beside the study unless given.")
 @click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="In all.")
 @click.option("--target-macs", type=float, help="Remove this share of the MACs.")
-@click.option("--target-latency", type=float, help="Keep this share of the latency, by layers.")
+@click.option(
+    "--target-latency",
+    type=float,
+    help="Keep this share of the latency: trials by layers, the plan as measured.",
+)
 @click.option("--pattern", default=".*", show_default=True, help="Which parameters.")
 @click.option("--ignore", help="Regular expression of what must stay.")
 @click.option("--criterion", default="l1", show_default=True, help="Which channels go first.")
@@ -95,12 +99,5 @@ def _budget(analysis: Any, ranked: Any, amount: Any, given: dict[str, Any]) -> A
         return budgets.Macs(analysis, ranked, Target("macs", given["target_macs"]), amount)
     if given["round_to"] is not None:
         raise UserError("--round-to: the widths of --target-latency are those that run fast here")
-    from onnxslim_kd.passes import latency
-    from onnxslim_kd.passes.latency_measure import this_machine
-    from onnxslim_kd.workload import workloads
-
-    target = LatencyTarget(given["target_latency"])
     device = Device(given["provider"], given["threads"], given["cache"])
-    shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
-    course = latency.survey(analysis, ranked, this_machine(device), shapes)
-    return budgets.Seconds(analysis, course, target.share)
+    return budgets.Seconds.of(analysis, ranked, LatencyTarget(given["target_latency"]), device)

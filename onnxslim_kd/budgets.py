@@ -1,22 +1,26 @@
 """Budgets that a search keeps to in every trial: MACs and the like, or latency."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.passes import prune, targets
+from onnxslim_kd.passes import latency, prune, targets
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.latency import Course
+from onnxslim_kd.passes.latency_measure import Clock, this_machine
 from onnxslim_kd.passes.latency_path import Menu
 from onnxslim_kd.passes.ratios import Amount, Candidate
-from onnxslim_kd.passes.targets import Allocator, Target
+from onnxslim_kd.passes.targets import Allocator, Device, LatencyTarget, Target
+from onnxslim_kd.workload import workloads
 
 STEPS = 30
 """Of the bisection, and of the walk beyond it."""
+TRIES = 5
+"""How often the whole model is measured at most."""
 
 
 class Budget(Protocol):
@@ -31,6 +35,13 @@ class Budget(Protocol):
 
         Raises:
             UserError: Not even the strongest cut does.
+        """
+
+    def hold(self, weights: Sequence[float]) -> tuple[Ids, float, str]:
+        """Return the same for the last word, measured where `fit` only expects, and say how.
+
+        Raises:
+            UserError: As for `fit`.
         """
 
 
@@ -64,6 +75,11 @@ class Macs:
             found = self._beyond(allocate, found.strength)
         return found.removed, 1 - found.share
 
+    def hold(self, weights: Sequence[float]) -> tuple[Ids, float, str]:
+        """See `Budget`; what is counted needs no measuring."""
+        removed, kept = self.fit(weights)
+        return removed, kept, f"{kept:.1%} of the {self.target.quantity} is kept"
+
     def _beyond(self, allocate: Allocator, strength: float) -> targets.Found:
         """Widths are coarse: take the next ones that hold the budget."""
         whole = targets.measure(self.analysis, None, self.target.quantity)
@@ -81,11 +97,34 @@ class Macs:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Keep a share of the latency, by the measured times of single layers."""
+    """Keep a share of the latency: in trials by the measured times of single layers."""
 
     analysis: Analysis
     course: Course
     share: float
+    measure: Callable[[Ids], float]
+    """The latency of the whole model without these components, over the original's."""
+
+    @classmethod
+    def of(
+        cls,
+        analysis: Analysis,
+        ranked: Sequence[Candidate],
+        target: LatencyTarget,
+        device: Device,
+        clock: Clock | None = None,
+    ) -> "Seconds":
+        """Measure the layers of the candidates on ``device``, or by ``clock``."""
+        clock = clock or this_machine(device)
+        shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
+        course = latency.survey(analysis, ranked, clock, shapes)
+        search = latency.Search(analysis, clock, shapes, "")
+
+        def measured(removed: Ids) -> float:
+            cut = search.cut(prune.describe(analysis, ranked, removed, ""))
+            return clock.ratio(analysis.model, cut, shapes)
+
+        return cls(analysis, course, target.share, measured)
 
     @property
     def text(self) -> str:
@@ -108,6 +147,21 @@ class Seconds:
         levels = self._levels(weights, high)
         removed = [m.removed[at] for m, at in zip(self.course.menus, levels, strict=True)]
         return prune.mark(self.analysis, removed), self._kept(weights, high)
+
+    def hold(self, weights: Sequence[float]) -> tuple[Ids, float, str]:
+        """See `Budget`: measure the whole model, correct what is expected, and measure again."""
+        found, scale = [], 1.0
+        for _ in range(TRIES):
+            removed, expected = replace(self, share=min(self.share / scale, 1.0)).fit(weights)
+            found.append((removed, self.measure(removed)))
+            if LatencyTarget(self.share).holds(found[-1][1]):
+                break
+            scale = found[-1][1] / expected
+        removed, ratio = min(found, key=lambda f: abs(f[1] - self.share))
+        text = f"measured {ratio:.3f} of the original's latency after {len(found)} tries"
+        if not LatencyTarget(self.share).holds(ratio):
+            text += f"; {self.share:g} was asked for: the next widths are too far apart"
+        return removed, ratio, text
 
     def _levels(self, weights: Sequence[float], strength: float) -> list[int]:
         factor = strength / max(1 - strength, 1e-9)

@@ -144,13 +144,13 @@ def _optuna() -> Any:
 
 
 def plan(job: Job, study: Study, refused: Sequence[Refusal] = ()) -> Plan:
-    """Return the plan of the best trial."""
+    """Return the plan of the best trial, which really keeps to the budget."""
     best = study.best
-    removed, _ = job.budget.fit([best.weights[name] for name in job.names])
+    removed, _, held = job.budget.hold([best.weights[name] for name in job.names])
     ranked = [replace(c, ratio=float(removed[c.units].mean())) for c in job.ranked]
     note = (
         f"the best of {len(study.trials)} trials ({study.measure}): {best.value:g}, the whole"
-        f" model {study.baseline:g}; {best.spent:.1%} is kept ({study.budget})"
+        f" model {study.baseline:g}; {held} ({study.budget})"
     )
     return prune.describe(
         job.analysis, ranked, removed, job.criterion, refused=refused, notes=[note]

@@ -19,8 +19,9 @@ from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.distance import Distance
 from onnxslim_kd.passes.latency import Course
 from onnxslim_kd.passes.latency_path import menu
-from onnxslim_kd.passes.targets import Target
+from onnxslim_kd.passes.targets import Device, LatencyTarget, Target
 from tests.models import Case, build, proto
+from tests.test_latency import WIDE, Machine
 
 DEEP = Case(
     "a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w2) d = Relu(c)"
@@ -113,6 +114,22 @@ def test_without_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         list(search.run(job(), tmp_path / "s.json", 1))
 
 
+@pytest.mark.parametrize("elsewhere", [0.0, 0.3])
+def test_the_plan_measures_the_latency_asked_for(tmp_path: Path, elsewhere: float) -> None:
+    """Trials go by single layers; a part of the time that is in none of them is corrected for."""
+    machine = Machine(tmp_path, elsewhere=elsewhere)
+    analysis = api.inspect(build(WIDE))
+    ranked, refused, _ = prune.rank(analysis, Choice(pattern=".*"))
+    budget = Seconds.of(analysis, ranked, LatencyTarget(0.6), Device(), machine.clock)
+    score = Distance.of(analysis.model, analysis.shapes.inputs)
+    wide = search.Job(analysis, ranked, budget, score, "distance", lower_is_better=True)
+    list(search.run(wide, tmp_path / "s.json", 3))
+    plan = search.plan(wide, search.load(tmp_path / "s.json"), refused)
+    measured = machine.ratio(build(WIDE), prune.cut(build(WIDE), plan), {})
+    assert measured == pytest.approx(0.6, abs=0.04)
+    assert f"measured {measured:.3f} of the original's latency after" in plan.notes[0]
+
+
 @dataclass(frozen=True)
 class Line:
     """A layer whose seconds go down with the level of one group."""
@@ -134,10 +151,10 @@ def test_a_latency_budget_by_layers(tmp_path: Path) -> None:
     menus = [menu(candidate, 8) for candidate in made.ranked]
     layers: Any = [Line(0, 3.0), Line(1), Line(2)]
     course = Course(made.ranked, menus, layers, {"a": 3, "b": 1, "c": 1, "head": 1}, ())
-    budget = Seconds(made.analysis, course, 0.7)
+    budget = Seconds(made.analysis, course, 0.7, lambda removed: 1.0)
     file = tmp_path / "s.json"
     list(search.run(replace(made, budget=budget), file, 6))
     assert all(trial.spent <= 0.7 for trial in search.load(file).trials)
-    floor = Seconds(made.analysis, course, 0.05)
+    floor = replace(budget, share=0.05)
     with pytest.raises(UserError, match=r"every group at its floor \d+\.\d% is expected"):
         floor.fit([1.0] * 3)
