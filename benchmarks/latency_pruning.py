@@ -1,14 +1,18 @@
 """Pruning for latency: by one ratio, by MACs with rounding, and by what the machine measures.
 
-    python benchmarks/latency_pruning.py [densenet121.onnx yolov8n.onnx ...] [--only PART]
+    python benchmarks/latency_pruning.py [yolov8n.onnx ...] [--only PART] [--seconds 20] [--resume]
 
-Models: four of the zoo, the detector that ships inside of rapidocr-onnxruntime, and files given.
-(a) is one ratio for every layer, any width, as other pruners do it; (b) the same with widths in
-whole blocks of the machine; (c) is ours, for a latency. One thread, timed by the time that it had
-the processor, so that other programs do not count; the clock's time stands beside it.
+Models: five torch modules, the detector that ships inside of rapidocr-onnxruntime, and files given.
+(a) is one ratio for every layer, any width: cut by Torch-Pruning and written by torch's exporter
+where there is a module, and by us with the same widths where there is only a file; (b) the same
+share of MACs with widths in whole blocks of the machine; (c) is ours, for a latency. One thread,
+by the clock, in turn: keep the machine idle. Every model's rows are kept as soon as they are there;
+--resume goes on with what is missing.
 """
 
 import argparse
+import dataclasses
+import json
 import statistics
 import tempfile
 import time
@@ -18,21 +22,24 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import latency_peer as peer
 import onnx_ir as ir
-from common import Claim, compare, session_call, write
+from common import RESULTS, Claim, compare, session_call, write
 
-from onnxslim_kd import Amount, Choice, api, timing
+from onnxslim_kd import Amount, Choice, api
 from onnxslim_kd import model as model_io
 from onnxslim_kd.bench import Setting
+from onnxslim_kd.cost import cost
 from onnxslim_kd.passes import prune
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.latency_measure import compare as measured_ratio
 from onnxslim_kd.passes.latency_path import kept_importance
-from onnxslim_kd.passes.targets import LatencyTarget, Target
+from onnxslim_kd.passes.targets import Device, LatencyTarget, Target
 from onnxslim_kd.plans import Plan
+from onnxslim_kd.statistics import Ratio
 from onnxslim_kd.workload import workloads
 
-ZOO = ("mobilenet_v1", "mobilenet_v2", "resnet18", "resnet50")
+KEPT = RESULTS / "latency_pruning.part.jsonl"
 SHAPES = {"yolov8n": {"images": (1, 3, 640, 640)}, "ch_PP": {"x": (1, 3, 320, 320)}}
 IGNORE = ".*dfl"
 """The bins of a YOLO head count distances: a cut would change what they mean."""
@@ -54,10 +61,12 @@ class Cut:
     """Share of the importance."""
     seconds: float
     """To decide, which includes measuring for (c)."""
+    by: str = "onnxslim-kd"
 
     @property
-    def macs(self) -> float:
-        return self.plan.macs_after / self.plan.macs_before
+    def ratio(self) -> float:
+        """The share that every group was asked to lose."""
+        return max(group.ratio for group in self.plan.groups)
 
 
 @dataclass(frozen=True)
@@ -107,46 +116,55 @@ def choice(**options: Any) -> Choice:
 # ----------------------------------------------------------------------------- judge
 
 
-def one(path: Path, cache: Path) -> dict[str, Any]:
+def as_others_do(subject: Subject, folder: Path) -> Cut:
+    """One ratio, any width; by Torch-Pruning where torch has the model."""
+    ours = subject.cut(choice(target=Target("macs", MACS), amount=Amount(1)))
+    if subject.name not in peer.NAMES:
+        return dataclasses.replace(ours, by="onnxslim-kd with the same widths: no torch module")
+    made = peer.cut(subject.name, ours.ratio, folder / f"{subject.name}.peer.onnx")
+    return dataclasses.replace(ours, model=made, by="Torch-Pruning, exported by torch")
+
+
+def one(path: Path, cache: Path, seconds: float) -> dict[str, Any]:
     subject = Subject.load(path)
-    target = LatencyTarget(LATENCY, threads=1, cache=cache)
+    device = Device(threads=1, cache=cache)
     cuts = {
-        "a": subject.cut(choice(target=Target("macs", MACS), amount=Amount(1))),
+        "a": as_others_do(subject, cache),
         "b": subject.cut(choice(target=Target("macs", MACS))),
-        "c": subject.cut(choice(target=target)),
+        "c": subject.cut(choice(target=LatencyTarget(LATENCY), device=device)),
     }
     cuts["a_at_latency"], _ = subject.at_latency(LATENCY)
     feeds = workloads(subject.analysis.model, [subject.shapes])[0].feeds[0]
     models = {"original": subject.analysis.model} | {n: cut.model for n, cut in cuts.items()}
     calls = {n: session_call(model, feeds, threads=1) for n, model in models.items()}
-    timings = timing.interleave(
-        list(calls.values()), rounds=60, seconds=20.0, clock=time.thread_time
-    )
-    processor = dict(zip(calls, timings, strict=True))
-    clock = compare(calls, seconds=6.0)
-    row: dict[str, Any] = {"model": subject.name, "original": processor["original"].latency}
+    timings = compare(calls, rounds=100, seconds=seconds)
+    whole = cost(subject.analysis.model).macs
+    row: dict[str, Any] = {
+        "model": subject.name,
+        "original": dataclasses.asdict(timings["original"].latency),
+    }
     for name, cut in cuts.items():
         row[name] = {
-            "macs": cut.macs,
-            "latency": processor[name].ratio_to(processor["original"]),
-            "clock": clock[name].ratio_to(clock["original"]),
+            "by": cut.by,
+            "macs": cost(cut.model).macs / whole,
+            "latency": dataclasses.asdict(timings[name].ratio_to(timings["original"])),
             "kept": cut.kept,
             "seconds": cut.seconds,
             "widths": [(g.units, g.units - g.removed) for g in cut.plan.groups],
-            "notes": cut.plan.notes,
+            "notes": list(cut.plan.notes),
         }
-    row["a_over_b"] = processor["a"].ratio_to(processor["b"])
+    row["a_over_b"] = dataclasses.asdict(timings["a"].ratio_to(timings["b"]))
     show(row)
     return row
 
 
 def show(row: dict[str, Any]) -> None:
-    print(row["model"], f"a/b {row['a_over_b']}")
+    print(row["model"])
     for name in ("a", "b", "c", "a_at_latency"):
-        r = row[name]
+        r, measured = row[name], Ratio(**row[name]["latency"])
         print(
-            f"  {name:12} macs {r['macs']:.3f} latency {r['latency']} clock {r['clock']}"
-            f" kept {r['kept']:.3f} in {r['seconds']:.1f} s",
+            f"  {name:12} macs {r['macs']:.3f} latency {measured} kept {r['kept']:.3f}"
+            f" in {r['seconds']:.1f} s ({r['by']})",
             flush=True,
         )
 
@@ -156,7 +174,7 @@ def show(row: dict[str, Any]) -> None:
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     total = len(rows)
-    off = {row["model"]: abs(row["c"]["latency"].median / LATENCY - 1) for row in rows}
+    off = {row["model"]: abs(row["c"]["latency"]["median"] / LATENCY - 1) for row in rows}
     near = sum(o <= TOLERANCE for o in off.values())
     worst = max(off, key=off.__getitem__)
     more = {row["model"]: row["c"]["kept"] / row["a_at_latency"]["kept"] for row in rows}
@@ -194,13 +212,13 @@ def mean(ratios: Mapping[str, float]) -> float:
 
 def per_mac(row: dict[str, Any]) -> float:
     """How much faster (b) is than (a), for equal MACs: coarse blocks may remove more."""
-    return float(row["a_over_b"].median * row["b"]["macs"] / row["a"]["macs"])
+    return float(row["a_over_b"]["median"] * row["b"]["macs"] / row["a"]["macs"])
 
 
 def latency_at_macs(row: dict[str, Any]) -> Claim:
     """The latency that is left against the MACs that are left."""
-    said = [f"({n}) {row[n]['latency'].median:.2f} at {row[n]['macs']:.2f}" for n in "abc"]
-    met = row["c"]["latency"].median < 1
+    said = [f"({n}) {row[n]['latency']['median']:.2f} at {row[n]['macs']:.2f}" for n in "abc"]
+    met = row["c"]["latency"]["median"] < 1
     return Claim(f"{row['model']}: latency at MACs", "(c) < 1", ", ".join(said), met=met)
 
 
@@ -209,15 +227,10 @@ def off_edges(row: dict[str, Any]) -> bool:
     return any(after % 4 for before, after in row["a"]["widths"] if after != before)
 
 
-def zoo(folder: Path, part: str) -> list[Path]:
-    from onnxslim_kd.zoo.export import export
-
-    paths = []
-    for name in (name for name in ZOO if part in name):
-        path = folder / f"{name}.onnx"
-        model_io.save(export(name), path)
-        paths.append(path)
-    return paths
+def written(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.onnx"
+    model_io.save(peer.original(name), path)
+    return path
 
 
 def shipped() -> Path:
@@ -229,12 +242,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("more", nargs="*", type=Path, help="more models")
     parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring one model")
+    parser.add_argument("--resume", action="store_true", help="keep what a stopped run measured")
     arguments = parser.parse_args()
+    if not arguments.resume:
+        KEPT.unlink(missing_ok=True)
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    rows = {row["model"]: row for row in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [*zoo(Path(folder), arguments.only), shipped(), *arguments.more]
-        chosen = [path for path in paths if arguments.only in path.stem]
-        rows = [one(path, Path(folder)) for path in chosen]
-    write("latency_pruning", claims=claims(rows), rows=rows, packages=("rapidocr-onnxruntime",))
+        files = {path.stem: path for path in (shipped(), *arguments.more)}
+        for name in dict.fromkeys((*peer.NAMES, *files)):
+            if name in rows or arguments.only not in name:
+                continue
+            path = written(name, Path(folder)) if name in peer.NAMES else files[name]
+            rows[name] = one(path, Path(folder), arguments.seconds)
+            with KEPT.open("a") as kept:
+                kept.write(json.dumps(rows[name]) + "\n")
+    packages = ("rapidocr-onnxruntime", "torch-pruning")
+    found = list(rows.values())
+    write("latency_pruning", claims=claims(found), rows=found, packages=packages)
+    KEPT.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
