@@ -244,9 +244,9 @@ def deploy(place: Place, name: str) -> dict[str, Any]:
     return {**found.metrics, "bytes": shipped.stat().st_size}
 
 
-def latency(place: Place) -> dict[str, Any]:
+def latency(place: Place, shares: list[float]) -> dict[str, Any]:
     """Time what ships of each cut, batch 1, against the original; its weights do not matter."""
-    names = [_stage(way, share) for share in SHARES for way in ("KD", BY_HAND)]
+    names = [_stage(way, share) for share in shares for way in ("KD", BY_HAND)]
     feeds = {"image": np.zeros(SHAPE, np.float32)}
     calls = {
         name: session_call(place.file(f"{name}-deployed"), feeds, threads=1)
@@ -263,13 +263,13 @@ def _stage(way: str, share: float) -> str:
 # ------------------------------------------------------------------------------- table
 
 
-def run(place: Place) -> Iterator[dict[str, Any]]:
+def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
     """Do all stages of one net and seed, the short way to a whole row first."""
     place.folder.mkdir(parents=True, exist_ok=True)
     start = place.stage("original", lambda: original(place))
     start |= place.stage("original-deployed", lambda: deploy(place, "original"))
     place.stage("folded", lambda: folded(place))
-    for share in SHARES:
+    for share in shares:
         cuts = {
             source: place.stage(f"{source}-{share:g}", lambda s=source, r=share: cut(place, s, r))
             for source in ("original", "folded")
@@ -369,6 +369,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the stages")
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=list(SHARES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     given = parser.parse_args()
     scale = SCALES[given.scale]
@@ -378,9 +379,10 @@ def main() -> None:
     for seed in given.seeds:
         for net in given.nets:
             place = Place(given.run / given.scale / net / str(seed), net, seed, scale)
-            found += run(place)
+            found += run(place, given.shares)
             if net not in latencies:
-                latencies[net] = place.stage("latency", lambda p=place: latency(p))
+                stage = "-".join(["latency", *map(str, given.shares)])
+                latencies[net] = place.stage(stage, lambda p=place: latency(p, given.shares))
             rows = table(found, given.seeds)
             if rows and given.scale != "smoke":
                 tables = shown(rows, latencies)
