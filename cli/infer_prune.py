@@ -111,11 +111,15 @@ def _proof_text(stripped: "Stripped") -> str:
     if proof is None:
         return "Proof: full checker; the outputs were not compared"
     equal = "equal" if not proof.worst else f"within {proof.worst:.1e}"
-    lines = [f"Proof: full checker; outputs {equal} on {len(proof.shapes)} inputs"]
+    lines = [f"Proof: full checker; outputs {equal} on {_inputs(len(proof.shapes))}"]
     for shapes in proof.shapes:
         texts = (f"{name} {'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
         lines.append(f"  {', '.join(texts)}")
     return "\n".join(lines)
+
+
+def _inputs(count: int) -> str:
+    return "1 input" if count == 1 else f"{count} inputs"
 
 
 def _as_json(stripped: "Stripped", half: float | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
+import onnx
 import onnx_ir as ir
 
 from onnxslim_kd import runtime
@@ -38,6 +39,7 @@ def to_half(
             proto = runtime.float16(ir.serde.serialize_model(start))
         except Exception as error:  # the converter raises many kinds
             raise OperationError(f"--fp16: the converter fails on this model: {error}") from error
+    _drop_repeated(proto.graph)
     half = ir.serde.deserialize_model(proto)
     worst = Reference.of(model, given=shapes).worst(half)
     if worst > TOLERANCE:
@@ -46,3 +48,11 @@ def to_half(
             f" leave --fp16 out for this model"
         )
     return half, worst
+
+
+def _drop_repeated(graph: onnx.GraphProto) -> None:
+    """Keep one of the casts that the converter writes for each reader of a shared constant."""
+    first = {tuple(node.output): index for index, node in reversed([*enumerate(graph.node)])}
+    kept = [graph.node[index] for index in sorted(first.values())]
+    del graph.node[:]
+    graph.node.extend(kept)

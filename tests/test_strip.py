@@ -185,6 +185,15 @@ def test_half_precision_keeps_the_interface() -> None:
     assert model.weight_bytes(half) < 0.6 * model.weight_bytes(student)
 
 
+def test_half_precision_of_a_constant_that_two_resizes_share() -> None:
+    net = filled("""g (float[1,3,8,8] x, float[3,3,1,1] w) => (float[1,3,32,32] y)
+        <float[4] scales = {1, 1, 2, 2}> {
+        a = Resize(x, , scales) c = Conv(a, w) y = Resize(c, , scales) }""")
+    half, worst = to_half(infer_prune(net).model)
+    assert worst < 1e-2
+    assert [v.dtype for v in half.graph.outputs] == [ir.DataType.FLOAT]
+
+
 @pytest.mark.parametrize("opset", range(9, 25))
 def test_every_opset(opset: int) -> None:
     net = filled(f"""g (float[N,3,8,8] x, float[4,3,3,3] w, {BN}, float[4,5] fc, float[5] b)
