@@ -91,7 +91,12 @@ def test_two_halves_are_one_whole(model: Path, tmp_path: Path) -> None:
 def test_max_loss_decides_the_ratio(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.json"
     run("sensitivity", model, "-o", file, "--ratios", "0.25,0.5,0.75")
-    curve = sensitivity.load(file).curve("w1")
+    found = sensitivity.load(file)
+    curve = found.curve("w1")
+    assert found.curves()["w1"] == curve
+    moved = found.curves(moved=True)["w1"]
+    assert [ratio for ratio, _ in moved] == [0.25, 0.5, 0.75] and moved[0][1] > 0
+    assert [loss for _, loss in moved] == pytest.approx([loss**2 for _, loss in curve], rel=1e-3)
     given = ("--pattern", "w", "--sensitivity", file, "--round-to", "1", "--dry-run", "--json")
     for limit in (0.0, curve[0][1] + 1e-6, curve[2][1] + 1.0):
         result = run("prune", model, *given, "--max-loss", limit)

@@ -57,6 +57,33 @@ def test_global_spares_the_groups_that_matter() -> None:
     assert removed["w2"] > removed["w3"]
 
 
+def removed_by(curves: dict[str, list[tuple[float, float]]], share: float) -> dict[str, int]:
+    target, amount = Target("macs", share), Amount(round_to=1)
+    choice = Choice(pattern=".*", target=target, sensitivity=curves, amount=amount)
+    return {g.asked_by[0]: g.removed for g in api.plan(build(DEEP), choice).groups}
+
+
+def test_with_a_target_what_costs_least_per_mac_goes_first() -> None:
+    slight, steep = [(0.4, 0.01), (0.8, 0.02)], [(0.4, 0.1), (0.8, 0.2)]
+    assert removed_by({"w1": steep, "w2": slight, "w3": steep}, 0.2) == {"w1": 0, "w2": 13, "w3": 0}
+    flat = removed_by({"w1": slight, "w2": slight, "w3": slight}, 0.2)
+    assert flat["w1"] == 0  # it saves fewer MACs per channel than the others
+
+
+def test_no_group_goes_beyond_what_was_measured() -> None:
+    curve = [(0.25, 0.0), (0.5, 0.0)]
+    removed = removed_by({"w1": curve, "w2": curve}, 0.9)
+    assert removed == {"w1": 32, "w2": 32, "w3": 0}
+
+
+def test_points_above_a_convex_curve_are_spanned() -> None:
+    """A loss that saturates: a channel costs less all the way to 0.8 than on that to 0.2."""
+    high = [(0.2, 0.5), (0.8, 0.6)]  # 2.5 and then 0.17 per share, 0.75 on the whole
+    even = [(0.2, 0.1), (0.8, 0.4)]  # 0.5, for channels that save half as many MACs
+    removed = removed_by({"w2": high, "w3": even}, 0.2)
+    assert removed["w2"] > removed["w3"] == 0
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
 def test_a_share_outside_of_its_range(share: float) -> None:
     with pytest.raises(UserError, match=r"must be in \(0, 1\)"):
