@@ -451,17 +451,20 @@ def explicit_scale(node: ir.Node, queries: Shape) -> None:
 def _attention(cut: Cut, node: ir.Node) -> set[int]:
     """Attention: fewer heads, or the scale that heads of the old size had."""
     queries, keys = node.inputs[0], node.inputs[1]
-    if cut.analysis.channels.attention == "dims":
-        if cut.new(queries) != cut.old(queries):
-            explicit_scale(node, cut.old(queries))
-    elif len(cut.old(queries)) == 3:
+    old, new = cut.old(queries), cut.new(queries)
+    heads = node.attributes.get_int("q_num_heads") or 1
+    if len(old) == 3 and cut.analysis.channels.attention == "heads" and heads > 1:
         _fewer_heads(cut, node, "q_num_heads", queries)
         _fewer_heads(cut, node, "kv_num_heads", keys)
+    elif old[-1] != new[-1]:
+        explicit_scale(node, old)
     return set()
 
 
 def _rotary_embedding(cut: Cut, node: ir.Node) -> set[int]:
-    if cut.analysis.channels.attention == "heads" and len(cut.old(node.inputs[0])) == 3:
+    heads = node.attributes.get_int("num_heads") or 1
+    by_heads = cut.analysis.channels.attention == "heads" and heads > 1
+    if by_heads and len(cut.old(node.inputs[0])) == 3:
         _fewer_heads(cut, node, "num_heads", node.inputs[0])
     return set()
 

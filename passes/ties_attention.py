@@ -19,7 +19,8 @@ def attention(t: Channels, node: ir.Node) -> None:
     for index in range(3, len(node.inputs)):
         if (extra := t.operand(index)) is not None:
             t.freeze([b for b in extra.layout if b.axes != (_heads_axis(extra),)], "it is added")
-    if t.attention == "heads":
+    by_heads = _by_heads(t, n_q)
+    if by_heads:
         heads = [_heads(t, x, n) for x, n in zip((q, k, v), counts, strict=True)]
         units = _tie_heads(t, node, heads, n_k)
     else:
@@ -27,14 +28,20 @@ def attention(t: Channels, node: ir.Node) -> None:
         units[0] = units[1] = t.same(units[0], units[1], "queries and keys are multiplied along it")
         _keep_whole_caches(t, node, units)
         t.consume((0, -1), (1, -1))
-    _set_outputs(t, node, q, units, n_q)
+    rank, width = len(q.shape), t.out_shape()[-1]
+    t.set(0, _placed(units[0] if by_heads else units[2], rank, (n_q, width), by_heads=by_heads))
+    for index, ids in ((1, units[1]), (2, units[2])):  # the new caches
+        t.set(index, _placed(ids, 4, (0, 0), by_heads=by_heads))
+    if by_heads:  # the products of queries and keys
+        t.set(3, _placed(units[0], 4, (0, 0), by_heads=True))
 
 
 def rotary_embedding(t: Channels, node: ir.Node) -> None:
     """RotaryEmbedding (opset 23): heads pass; of the dims, both of a pair go with their angle."""
     x, cos, sin = (t.need(i) for i in range(3))
     n = _count(node, x, "num_heads")
-    if t.attention == "heads":
+    by_heads = _by_heads(t, n)
+    if by_heads:
         units = _heads(t, x, n)
         for table in (cos, sin):
             t.freeze(table.layout, "angles of every head")
@@ -49,7 +56,12 @@ def rotary_embedding(t: Channels, node: ir.Node) -> None:
             t.tie(pairs[0], pairs[1])
             for table in (cos, sin):
                 t.same(pairs[0], t.ids(table, -1), f"meets {table.name}")
-    t.set(0, _placed(t, units, len(x.shape), n, x.shape[-1]))
+    t.set(0, _placed(units, len(x.shape), (n, x.shape[-1]), by_heads=by_heads))
+
+
+def _by_heads(t: Channels, heads: int) -> bool:
+    """Tell whether heads go; where there is one head alone, its dims do."""
+    return t.attention == "heads" and heads > 1
 
 
 def _count(node: ir.Node, x: Operand, attribute: str) -> int:
@@ -128,23 +140,18 @@ def _keep_whole_caches(t: Channels, node: ir.Node, units: list[Ids | None]) -> N
             t.freeze([Block((0,), own)], f"meets {x.name}, which has no dims to remove")
 
 
-def _set_outputs(t: Channels, node: ir.Node, q: Operand, units: list[Ids | None], n_q: int) -> None:
-    """Y, the new caches of keys and values, and the products of queries and keys."""
-    by_heads = t.attention == "heads"
-    rank = len(q.shape)
-    t.set(0, _placed(t, units[0] if by_heads else units[2], rank, n_q, t.out_shape()[-1]))
-    for index, ids in ((1, units[1]), (2, units[2])):
-        t.set(index, _placed(t, ids, 4, 0, 0))
-    if by_heads:
-        t.set(3, _placed(t, units[0], 4, 0, 0))
+def _placed(ids: Ids | None, rank: int, split: tuple[int, int], *, by_heads: bool) -> list[Block]:
+    """Blocks for heads or dims in a tensor of four axes, or of three with both in the last.
 
-
-def _placed(t: Channels, ids: Ids | None, rank: int, heads: int, width: int) -> list[Block]:
-    """Blocks for heads or dims in a tensor of four axes, or of three with both in the last."""
+    Args:
+        ids: Of the heads, or of the dims.
+        rank: Of the tensor.
+        split: The number of heads, and the width of all of them.
+        by_heads: Whose ids they are.
+    """
     if ids is None:
         return []
     if rank == 4:
-        return [Block((1 if t.attention == "heads" else 3,), ids)]
-    if t.attention == "heads":
-        return [Block((2,), np.repeat(ids, width // heads))]
-    return [Block((2,), np.tile(ids, heads))]
+        return [Block((1 if by_heads else 3,), ids)]
+    heads, width = split
+    return [Block((2,), np.repeat(ids, width // heads) if by_heads else np.tile(ids, heads))]

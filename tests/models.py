@@ -588,6 +588,15 @@ MODELS: dict[str, Case] = {
         opset=23,
         units={"w1": 4, "w2": 0, "w3": 0, "w4": 0},
     ),
+    "attention-op-one-head": Case(
+        "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
+        " o = Attention<q_num_heads=1,kv_num_heads=1>(q, k, v) y = MatMul(o, w4)",
+        "float[6,8] w1, float[6,8] w2, float[6,4] w3, float[4,6] w4",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,6] y",
+        opset=23,
+        units={"w1": 8, "w2": 8, "w3": 4, "w4": 0},
+    ),
     "attention-op-cached": Case(
         "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
         " o, pk, pv = Attention<q_num_heads=4,kv_num_heads=2>(q, k, v, , ck, cv)"
