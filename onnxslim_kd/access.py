@@ -50,6 +50,8 @@ def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 def bytes_of(tensor: ir.TensorProtocol) -> int:
     """Return the bytes of a tensor."""
+    if tensor.dtype == ir.DataType.STRING:
+        return tensor.nbytes
     return -(-prod(extents_of(tensor)) * tensor.dtype.bitwidth // 8)
 
 

@@ -11,8 +11,9 @@ set in their place. All other rules of the format stay with protobuf, which pars
 """
 
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,9 +88,19 @@ def _tensor(marked: ir.TensorProtocol | None, data: Buffer) -> ir.TensorProtocol
         )
     view = np.frombuffer(data, np.uint8, length, start)
     if marked.dtype.bitwidth < 8:
-        return ir.PackedTensor(view, marked.dtype, shape=marked.shape, name=marked.name)
-    array = view.view(marked.dtype.numpy()).reshape(extents_of(marked))
-    return ir.Tensor(array, marked.dtype, shape=marked.shape, name=marked.name)
+        array: np.ndarray[Any, Any] = view
+        kind: Callable[..., ir.TensorProtocol] = ir.PackedTensor
+    else:
+        array = view.view(marked.dtype.numpy()).reshape(extents_of(marked))
+        kind = ir.Tensor
+    return kind(
+        array,
+        marked.dtype,
+        shape=marked.shape,
+        name=marked.name,
+        doc_string=marked.doc_string,
+        metadata_props=dict(marked.metadata_props),
+    )
 
 
 def _without_weights(data: Buffer, start: int, end: int, kind: str) -> bytes:

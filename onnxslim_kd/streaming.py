@@ -124,7 +124,13 @@ def embedded(model: ir.Model, *, but: str | None = None) -> Iterator[None]:
     try:
         for value, tensor in zip(values, held, strict=True):
             assert tensor is not None
-            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name)
+            value.const_value = ir.Tensor(
+                tensor.numpy(),
+                tensor.dtype,
+                name=tensor.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
         yield
     finally:
         for value, tensor in zip(values, held, strict=True):
