@@ -106,6 +106,7 @@ def _tensor(marked: ir.TensorProtocol | None, data: Buffer) -> ir.TensorProtocol
 def _without_weights(data: Buffer, start: int, end: int, kind: str) -> bytes:
     """Copy a message, field by field, with marks instead of big weights."""
     out, position, copied, inside = bytearray(), start, start, INNER[kind]
+    mark = b""  # at the end: of a field that stands twice, the last one counts
     while position < end:
         number, body, stop = field(data, position)
         if stop > end:
@@ -114,13 +115,13 @@ def _without_weights(data: Buffer, start: int, end: int, kind: str) -> bytes:
         if inner is not None:
             out += data[copied:position]
             if inner == "weights":
-                out += _mark(body, stop - body)
+                mark = _mark(body, stop - body)
             else:
                 light = _without_weights(data, body, stop, inner)
                 out += head(number, len(light)) + light
             copied = stop
         position = stop
-    return bytes(out + data[copied:end])
+    return bytes(out + data[copied:end] + mark)
 
 
 def _mark(offset: int, length: int) -> bytes:

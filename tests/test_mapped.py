@@ -136,3 +136,13 @@ def test_a_file_that_pretends_to_be_marked(tmp_path):
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="tensor w"):
         load(path)
+
+
+def test_a_location_that_is_written_out(tmp_path):
+    """As onnx writes it for a tensor that was external: behind the weights."""
+    weight = tensor("w")
+    weight.data_location = TensorProto.DEFAULT
+    loaded = load(written(tmp_path, model(weight)))
+    held = loaded.graph.initializers["w"].const_value
+    assert held is not None
+    np.testing.assert_array_equal(held.numpy(), numpy_helper.to_array(weight))
