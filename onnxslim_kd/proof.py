@@ -21,7 +21,7 @@ from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import PassError, ProofError
 from onnxslim_kd.model import name_of, new_initializer, without_weights
 from onnxslim_kd.passes.channels import Consumption, Ids
-from onnxslim_kd.passes.fixups import explicit_scale
+from onnxslim_kd.passes.fixups_counts import explicit_scale
 from onnxslim_kd.passes.groups import Analysis
 
 Array = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.inference import extents, inferred, outline, set_types, types
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.passes import fixups
+from onnxslim_kd.passes import fixups, repairs
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.groups import Analysis, analyse
 from onnxslim_kd.plans import Member, Plan
@@ -44,6 +44,7 @@ def cut(model: model_io.ModelLike, plan: Plan) -> ir.Model:
     return analysis.model
 
 
+@collection_paused()
 def removed_by(analysis: Analysis, plan: Plan) -> Ids:
     """Return the mask over components that ``plan`` means, for this model.
 
@@ -97,7 +98,7 @@ def apply(analysis: Analysis, removed: Ids) -> dict[ir.Value, Shape]:
         return {}
     gone = removed[analysis.components.label].astype(bool)
     _ = analysis.other_sample  # of the graph before its weights change
-    state = fixups.Cut(analysis, gone, analysis.new_shapes(removed))
+    state = repairs.Cut(analysis, gone, analysis.new_shapes(removed))
     _slice_weights(analysis, gone)
     fixups.repair(state)
     _set_shapes(state)
@@ -105,7 +106,7 @@ def apply(analysis: Analysis, removed: Ids) -> dict[ir.Value, Shape]:
     return state.shapes
 
 
-def _set_shapes(state: fixups.Cut) -> None:
+def _set_shapes(state: repairs.Cut) -> None:
     """Write the new extents into the shapes of all values; symbols stay symbols."""
     for value, expected in state.shapes.items():
         if value.shape is None or value.is_initializer():
@@ -169,10 +170,10 @@ def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, 
             clones[keep.tobytes()] = model_io.new_initializer(graph, value.name or "w", array)
         assert birth.operand is not None
         birth.node.replace_input_with(birth.operand, clones[keep.tobytes()])
-    fixups.remove_dead(graph, [value])
+    repairs.remove_dead(graph, [value])
 
 
-def _check_shapes(state: fixups.Cut) -> None:
+def _check_shapes(state: repairs.Cut) -> None:
     """Infer the cut graph's shapes anew: each must be what the plan says."""
     graph = state.analysis.model.graph
     found = types(inferred(outline(state.analysis.model)))
