@@ -70,11 +70,10 @@ class Consumption(NamedTuple):
 class Shuffle(NamedTuple):
     """A permutation of one axis, spelled Reshape, Transpose, Reshape."""
 
-    source: ir.Value
     axis: int
     order: Ids
     path: tuple[ir.Node, ...]
-    """The nodes between the source and the last Reshape."""
+    """The nodes from the source to the last Reshape, without it."""
 
 
 @dataclass

@@ -96,11 +96,11 @@ def _whole_sources(cut: Cut, node: ir.Node, index: int) -> list[tuple[ir.Node, i
 
 def _shuffle(cut: Cut, node: ir.Node) -> bool:
     """Turn a channel shuffle whose survivors no longer fill a grid into one Gather."""
-    source, axis, order, _ = cut.analysis.channels.shuffles[node]
-    if cut.keep(source, axis) is None or _fills_grid(cut, node):
-        return False
+    axis, order, path = cut.analysis.channels.shuffles[node]
+    source = path[0].inputs[0]  # which may be a Gather by now, in place of another shuffle
     keep = cut.keep(source, axis)
-    assert keep is not None
+    if keep is None or _fills_grid(cut, node):
+        return False
     indices = (np.cumsum(keep) - 1)[order[keep[order]]]
     to_gather(cut, node, source, axis, indices)
     return True

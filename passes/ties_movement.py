@@ -238,7 +238,7 @@ def _ends_shuffle(t: Channels, node: ir.Node, x: Operand, out: tuple[int, ...]) 
             axis = block.axes[0]
             order = _carried(t, Block((axis,), np.arange(out[axis])), [*path, node])
             if order is not None and order.axes == (axis,):
-                t.shuffles[node] = Shuffle(source, axis, order.ids, tuple(path))
+                t.shuffles[node] = Shuffle(axis, order.ids, tuple(path))
                 t.set(0, [Block((axis,), block.ids[order.ids])])
                 return True
     grids = [b for b in x.layout if len(b.axes) > 1]

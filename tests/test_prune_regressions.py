@@ -101,6 +101,14 @@ CASES = {
         outputs="float16[N,4,8,8] y",
         units={"w1": 32},
     ),
+    # one shuffle after another: the source of the second one has become a Gather
+    "shuffle-twice": Case(
+        "s = Constant<value_ints=[0,2,3,8,8]>() r = Constant<value_ints=[0,6,8,8]>() h = Conv(x, w1)"
+        " a = Reshape(h, s) b = Transpose<perm=[0,2,1,3,4]>(a) c = Reshape(b, r)"
+        " d = Reshape(c, s) e = Transpose<perm=[0,2,1,3,4]>(d) f = Reshape(e, r) y = Conv(f, w2)",
+        "float[6,3,1,1] w1, float[4,6,1,1] w2",
+        units={"w1": 6},
+    ),
     # Conditional DETR: a channel is split off and squeezed, so that there must be one
     "single-channels-split-off": Case(
         f"{NUMBERS} p = MatMul(x, w1) a, b = Split<axis=2,num_outputs=2>(p) c = Squeeze(a, two)"
