@@ -271,9 +271,17 @@ def nan(outputs: object, entries: object) -> float:
     return float("nan")
 
 
+def words(outputs: object, entries: object) -> str:
+    return "good"
+
+
 @pytest.mark.parametrize(
     ("metric", "text"),
-    [("broken", "metric broken failed: KeyError: 'no such output'"), ("nan", "metric nan is nan")],
+    [
+        ("broken", "metric broken failed: KeyError: 'no such output'"),
+        ("nan", "metric nan is nan"),
+        ("words", "metric words gives a str, not a number"),
+    ],
 )
 def test_a_metric_that_fails(tmp_path: Path, metric: str, text: str) -> None:
     path = tmp_path / "digits.onnx"

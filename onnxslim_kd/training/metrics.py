@@ -192,10 +192,15 @@ class Average:
             raise OperationError(f"metric {self.name} failed: {kind}: {error}") from error
         numbers = value if isinstance(value, Mapping) else {self.name: value}
         size = len(first(outputs))
-        for name, number in numbers.items():
+        for name, given in numbers.items():
+            try:
+                number = float(given)
+            except (TypeError, ValueError):
+                kind = type(given).__name__
+                raise OperationError(f"metric {name} gives a {kind}, not a number") from None
             if not np.isfinite(number):
                 raise OperationError(f"metric {name} is {number} after {self.count} samples")
-            self.sums[name] = self.sums.get(name, 0.0) + float(number) * size
+            self.sums[name] = self.sums.get(name, 0.0) + number * size
         self.count += size
 
     def result(self) -> dict[str, float]:
