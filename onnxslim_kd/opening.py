@@ -1,6 +1,7 @@
 """Turn a file or message into a graph, its weights still in the file."""
 
 import os
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -147,8 +148,9 @@ def _is_constant(node: onnx.NodeProto) -> bool:
 
 def _is_elsewhere(tensor: onnx.TensorProto) -> bool:
     """Tell whether a tensor is external data that shape arithmetic may need."""
-    external = tensor.data_location == onnx.TensorProto.EXTERNAL
-    return external and ir.serde.deserialize_tensor(tensor).nbytes <= SMALL
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return False
+    return prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth <= 8 * SMALL
 
 
 def _read_small(inside: list[ir.Graph]) -> None:

@@ -178,9 +178,11 @@ class Analysis:
 
     def macs(self, removed: Ids | None = None) -> int:
         """MACs for one element of the batch, after the components in ``removed`` are gone."""
-        changed = {} if removed is None else self.new_shapes(removed)
+        shapes = self.shapes.shape
+        if removed is not None:
+            shapes = {**shapes, **self.new_shapes(removed)}
         batch = cost.dynamic_batch(self.model, self.shapes)
-        found = cost.macs(self.model, lambda v: changed.get(v) or self.shapes.of(v))
+        found = cost.macs(self.model, shapes.get)
         return sum(found.values()) // batch
 
 
