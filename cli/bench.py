@@ -122,9 +122,13 @@ def _print(report: "Report") -> None:
     )
     console.print(_subjects(report))
     for case in report.cases:
-        sizes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in case.shapes.items())
+        sizes = ", ".join(
+            f"{n} {'x'.join(map(str, s)) or '(scalar)'}" for n, s in case.shapes.items()
+        )
         console.print(f"\n{sizes}", style="bold")
         console.print(_latencies(case))
+        if not case.rows[0].difference.same:  # from itself: it gives no numbers
+            console.print(f"{case.rows[0].model}: {case.rows[0].difference}")
         for row in case.rows[1:]:
             console.print(f"{row.model}: {row.verdict}")
         for note in case.notes:

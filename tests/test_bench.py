@@ -293,6 +293,16 @@ def test_command_refuses(files, arguments, text):
     assert text in found.output and "Traceback" not in found.output
 
 
+def test_outputs_that_are_no_numbers_are_said_of_a_single_model(tmp_path):
+    graph = "(float[1, 4] x) => (float[1, 4] y) { z = Sub(x, x) y = Div(z, z) }"
+    model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
+    model_io.save(model, tmp_path / "nan.onnx")
+    quick = ("--rounds", "5", "--seconds", "0.1", "--threads", "1")
+    result = CliRunner().invoke(main, ["bench", str(tmp_path / "nan.onnx"), *quick])
+    assert result.exit_code == 0
+    assert "nan.onnx: output y holds values that are not finite" in result.stdout
+
+
 def test_not_a_model(tmp_path):
     (tmp_path / "bad.onnx").write_text("hello")
     with pytest.raises(ModelError, match="not an ONNX"):
