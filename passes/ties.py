@@ -13,9 +13,12 @@ import onnx_ir as ir
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import ties_attention as fused
+from onnxslim_kd.passes import ties_gather as gather
 from onnxslim_kd.passes import ties_layers as layers
 from onnxslim_kd.passes import ties_movement as movement
 from onnxslim_kd.passes import ties_pointwise as pointwise
+from onnxslim_kd.passes import ties_reshape as reshape
+from onnxslim_kd.passes import ties_space as space
 from onnxslim_kd.passes.channels import Channels, Ids, Unsupported
 from onnxslim_kd.passes.ties_pointwise import Rule
 from onnxslim_kd.shapes import Shapes
@@ -170,10 +173,10 @@ _POOL = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "L
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pointwise.unary),
     **dict.fromkeys(_BROADCAST, pointwise.broadcast),
-    **dict.fromkeys(_POOL, movement.spatial),
-    **dict.fromkeys(("MaxRoiPool", "RoiAlign"), movement.regions),
-    "GridSample": movement.grid_sample,
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), movement.reshape),
+    **dict.fromkeys(_POOL, space.spatial),
+    **dict.fromkeys(("MaxRoiPool", "RoiAlign"), space.regions),
+    "GridSample": space.grid_sample,
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape.reshape),
     **dict.fromkeys(("Shape", "Size", "Constant", "Range", "EyeLike", "NonZero"), _ignore),
     # sums over zeroed channels are what removal gives; the others run over the survivors
     **dict.fromkeys(
@@ -212,17 +215,17 @@ RULES: dict[str, Rule] = {
     "Concat": movement.concat,
     "Split": movement.split,
     "Slice": movement.slice_,
-    "Gather": movement.gather,
-    "GatherElements": movement.gather_elements,
-    "GatherND": movement.gather_nd,
-    "ScatterND": movement.scatter_nd,
-    "Transpose": movement.transpose,
+    "Gather": gather.gather,
+    "GatherElements": gather.gather_elements,
+    "GatherND": gather.gather_nd,
+    "ScatterND": gather.scatter_nd,
+    "Transpose": reshape.transpose,
     "Expand": movement.expand,
     "ConstantOfShape": movement.constant_of_shape,
     "Tile": movement.tile,
     "Pad": movement.pad,
-    "Resize": movement.resize,
-    "Upsample": movement.resize,
-    "DepthToSpace": movement.depth_to_space,
-    "SpaceToDepth": movement.space_to_depth,
+    "Resize": space.resize,
+    "Upsample": space.resize,
+    "DepthToSpace": space.depth_to_space,
+    "SpaceToDepth": space.space_to_depth,
 }

@@ -149,12 +149,20 @@ HEADS = {  # MACs left at 0.3 and 0.5 with whole heads; parameters refused
 
 
 @cache
-def exported(name: str, folder: Path, *, dynamo: bool = False) -> Path:
+def exported(
+    name: str,
+    folder: Path,
+    *,
+    dynamo: bool = False,
+    attention: str = "eager",
+    opset: int | None = None,
+) -> Path:
     from tests.transformer_models import export
 
+    path = folder / f"{name}_{attention}{'_dynamo' if dynamo else ''}.onnx"
     with warnings.catch_warnings():  # what torch says about tracing
         warnings.simplefilter("ignore")
-        return export(name, folder / f"{name}{'_dynamo' if dynamo else ''}.onnx", dynamo=dynamo)
+        return export(name, path, dynamo=dynamo, opset=opset, attention=attention)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +208,21 @@ def test_a_table_of_biases_per_head_stays_when_dims_go(exports: Path) -> None:
 def test_transformers_from_the_dynamo_exporter(name: str, attention: str, exports: Path) -> None:
     """torch 2.13 cannot export swin and t5 this way."""
     done = prune_all(exported(name, exports, dynamo=True), 0.5, attention=attention)
+    kept = {r.reason for r in done.plan.refused if "rotary" not in r.parameter}
+    assert kept == {"graph output output"}
+    assert left(done) <= HEADS[name][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["heads", "dims"])
+@pytest.mark.parametrize("name", ["vit", "gpt2", "llama", "whisper"])
+def test_transformers_with_attention_as_one_operator(
+    name: str, attention: str, exports: Path
+) -> None:
+    """Opset 23 has Attention, RotaryEmbedding and RMSNormalization."""
+    path = exported(name, exports, dynamo=True, attention="sdpa", opset=23)
+    done = prune_all(path, 0.5, attention=attention)
+    assert any(n.op_type == "Attention" for n in done.model.graph)
     kept = {r.reason for r in done.plan.refused if "rotary" not in r.parameter}
     assert kept == {"graph output output"}
     assert left(done) <= HEADS[name][1]

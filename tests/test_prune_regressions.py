@@ -103,7 +103,8 @@ CASES = {
     ),
     # one shuffle after another: the source of the second one has become a Gather
     "shuffle-twice": Case(
-        "s = Constant<value_ints=[0,2,3,8,8]>() r = Constant<value_ints=[0,6,8,8]>() h = Conv(x, w1)"
+        "h = Conv(x, w1) s = Constant<value_ints=[0,2,3,8,8]>()"
+        " r = Constant<value_ints=[0,6,8,8]>()"
         " a = Reshape(h, s) b = Transpose<perm=[0,2,1,3,4]>(a) c = Reshape(b, r)"
         " d = Reshape(c, s) e = Transpose<perm=[0,2,1,3,4]>(d) f = Reshape(e, r) y = Conv(f, w2)",
         "float[6,3,1,1] w1, float[4,6,1,1] w2",

@@ -184,7 +184,9 @@ MODELS: dict[str, Callable[..., Exported]] = {
 }
 
 
-def export(name: str, path: Path, *, dynamo: bool = False, **options: Any) -> Path:
+def export(
+    name: str, path: Path, *, dynamo: bool = False, opset: int | None = None, **options: Any
+) -> Path:
     """Export MODELS[name] to ``path``."""
     torch.manual_seed(0)
     made = MODELS[name](**options)
@@ -192,9 +194,9 @@ def export(name: str, path: Path, *, dynamo: bool = False, **options: Any) -> Pa
         if parameter.ndim == 1 or not parameter.any():
             nn.init.normal_(parameter, 1.0, 0.3)  # zeros and equal scales hide errors
     kind: dict[str, Any] = (
-        {"dynamic_shapes": (tuple(_dims(made).values()),), "dynamo": True}
+        {"dynamic_shapes": (tuple(_dims(made).values()),), "dynamo": True, "opset_version": opset}
         if dynamo
-        else {"dynamic_axes": made.dynamic, "dynamo": False, "opset_version": 17}
+        else {"dynamic_axes": made.dynamic, "dynamo": False, "opset_version": opset or 17}
     )
     torch.onnx.export(
         made.module,

@@ -1,0 +1,67 @@
+"""Rules for operators over space: poolings, sampling, resizing, space and depth."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.passes.channels import Block, Channels, Ids
+
+
+def spatial(t: Channels, node: ir.Node) -> None:
+    """Poolings: batch and channel pass, spatial axes are computed over."""
+    x = t.need(0)
+    t.freeze([b for b in x.layout if max(b.axes) > 1], "a spatial axis is computed over")
+    for index in range(len(node.outputs)):
+        t.set(index, [b for b in x.layout if max(b.axes) <= 1])
+
+
+def grid_sample(t: Channels, node: ir.Node) -> None:
+    """GridSample: data and grid have the same batch; the grid's other axes are positions."""
+    x, grid = t.need(0), t.need(1)
+    for operand in (x, grid):
+        t.collapse_all(operand, first=t.attention == "heads")
+    channels = t.ids(x, 1)
+    batch = t.same(t.ids(x, 0), t.ids(grid, 0), "data and grid are paired along it")
+    inside = [*(b for b in x.layout if min(b.axes) > 1), *(b for b in grid.layout if min(b.axes))]
+    t.freeze(inside, "a spatial axis is computed over")
+    t.set(0, [Block((i,), ids) for i, ids in enumerate((batch, channels)) if ids is not None])
+
+
+def regions(t: Channels, node: ir.Node) -> None:
+    """RoiAlign, MaxRoiPool: channels pass; the regions choose among the rest."""
+    x = t.need(0)
+    channels = t.ids(x, 1)
+    t.freeze([b for b in x.layout if b.axes != (1,)], "regions are cut out of it")
+    for index in range(1, len(node.inputs)):
+        t.freeze(t.need(index).layout, "each region is read whole")
+    t.set(0, [] if channels is None else [Block((1,), channels)])
+
+
+def resize(t: Channels, node: ir.Node) -> None:
+    """Resize, Upsample: axes that keep their size pass; a resized one must stay."""
+    x, out = t.need(0), t.out_shape()
+    scaled = {a for a, d in enumerate(x.shape) if d != out[a]}
+    t.freeze([b for b in x.layout if scaled & set(b.axes)], "the axis is resized")
+    t.set(0, [b for b in x.layout if not scaled & set(b.axes)])
+
+
+def depth_to_space(t: Channels, node: ir.Node) -> None:
+    """DepthToSpace: b*b input channels become one output channel, and go together."""
+    x = t.need(0)
+    ids = t.ids(x, 1)
+    if ids is None:
+        return
+    b = node.attributes.get_int("blocksize")
+    assert b is not None
+    crd = node.attributes.get_string("mode", "DCR") == "CRD"
+    grid = ids.reshape(-1, b * b) if crd else ids.reshape(b * b, -1).T
+    t.tie(grid[:, 1:], grid[:, :1])
+    t.set(0, [Block((1,), np.ascontiguousarray(grid[:, 0]))])
+
+
+def space_to_depth(t: Channels, node: ir.Node) -> None:
+    """SpaceToDepth: each channel becomes b*b of them, block offset first."""
+    x = t.need(0)
+    ids: Ids | None = t.ids(x, 1)
+    b = node.attributes.get_int("blocksize")
+    assert b is not None
+    t.set(0, [] if ids is None else [Block((1,), np.tile(ids, b * b))])
