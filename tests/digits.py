@@ -1,5 +1,6 @@
-"""A small CNN, trained here on scikit-learn's digits with the package's own lowering."""
+"""Small CNNs, trained here on scikit-learn's digits with the package's own lowering."""
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd.runtime import Session
 from onnxslim_kd.training.evaluate import Predictor, Reading, evaluate
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.samples import read
+from onnxslim_kd.zoo.export import export
 from tests.training_models import build
 
 LAYERS = ((1, 24, 1), (24, 24, 1), (24, 32, 2), (32, 32, 1), (32, 48, 2), (48, 48, 1))
@@ -46,10 +49,18 @@ def untrained(seed: int) -> ir.Model:
     return model_io.load(model)
 
 
+def residual(seed: int) -> ir.Model:
+    """A ResNet-20 with half of its channels, whose layers matter unequally."""
+    arguments = {"channels": 1, "width": 8}
+    return export("resnet20", inputs={"image": (1, 1, 8, 8)}, arguments=arguments, seed=seed)
+
+
 @cache
-def trained(seed: int = 0, epochs: int = 8) -> ir.Model:
+def trained(
+    seed: int = 0, epochs: int = 8, make: Callable[[int], ir.Model] = untrained
+) -> ir.Model:
     """Train with Adam and a linear decay; a few seconds, once per process and seed."""
-    model = untrained(seed)
+    model = make(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
     module = lower(model).train()
@@ -64,14 +75,23 @@ def trained(seed: int = 0, epochs: int = 8) -> ir.Model:
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(len(labels)))
         for rows in order.split(64)[: len(labels) // 64]:
-            loss = F.cross_entropy(module({"image": images[rows]})["logits"], labels[rows])
+            (logits,) = module({"image": images[rows]}).values()
+            error = F.cross_entropy(logits, labels[rows])
             optimiser.zero_grad()
-            loss.backward()
+            error.backward()
             optimiser.step()
             decay.step()
     module.eval().write_back(model)
     torch.set_num_threads(threads)
     return model
+
+
+def loss(model: ir.Model) -> float:
+    """Cross-entropy on the test split."""
+    data, session = read(model, TEST, samples=360), Session(model)
+    (logits,) = zip(*(session.run(feeds).values() for feeds in data.feeds), strict=True)
+    labels = torch.from_numpy(np.concatenate([batch["label"] for batch in data.labels]))
+    return float(F.cross_entropy(torch.from_numpy(np.concatenate(logits)), labels))
 
 
 def accuracy(model: ir.Model) -> float:

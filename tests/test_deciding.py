@@ -12,6 +12,7 @@ from onnxslim_kd import Amount, Choice, api, sensitivity
 from onnxslim_kd import model as model_io
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.measures import Measure
 from onnxslim_kd.passes import criteria
 from onnxslim_kd.passes.groups import find
 from onnxslim_kd.passes.targets import Target
@@ -19,7 +20,7 @@ from onnxslim_kd.plans import Plan
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.samples import Samples
 from onnxslim_kd.training import gradients
-from tests.digits import DATA, accuracy, read, trained
+from tests.digits import DATA, accuracy, loss, read, residual, trained
 from tests.models import MODELS, Case, build, proto
 
 CHAIN = Case(
@@ -195,7 +196,7 @@ def by_distance(seed: int, path: Path) -> dict[str, float]:
     assert result.exit_code == 0, result.output
     found = sensitivity.load(file)
     assert found.measure == f"output distance on 128 samples of {DATA}"
-    curves = {name: found.curve(name) for name in found.losses}
+    curves = found.curves(moved=True)
     held = read(model, DATA, samples=32)
     return {
         "uniform": kept(model, held, 0.2, criterion="group-l2"),
@@ -224,6 +225,46 @@ def test_sensitivities_by_distance_win_on_average(tmp_path: Path) -> None:
         found.append(by_distance(seed, tmp_path / str(seed)))
     means = {name: np.mean([f[name] for f in found]) for name in found[0]}
     assert means["sensitivity"] > means["uniform"] + 2
+
+
+def losses(seed: int, path: Path) -> dict[str, float]:
+    """The loss on the test split at 70 % of the MACs, cut and not trained, by allocation."""
+    model = trained(seed, make=residual)
+    given = read(model, DATA, samples=512)
+    analysis = api.inspect(model)
+    job = sensitivity.Job(
+        analysis,
+        [p for p in analysis.parameters if p.produces],
+        *Measure(data=DATA, samples=512).score(analysis),
+        criterion="taylor",
+        samples=given,
+    )
+    assert list(sensitivity.run(job, path, threads=1))
+    found = {}
+    for name, settings in (
+        ("uniform", {}),
+        ("global", {"allocation": "global"}),
+        ("sensitivity", {"sensitivity": sensitivity.load(path).curves(moved=True)}),
+    ):
+        choice = Choice(
+            pattern=".*",
+            criterion="taylor",
+            samples=given,
+            target=Target("macs", 0.3),
+            amount=Amount(round_to=1),
+            **settings,  # type: ignore[arg-type]
+        )
+        found[name] = loss(api.prune(model, choice, verify=False).model)
+    return found
+
+
+@pytest.mark.slow
+def test_what_was_measured_decides_best(tmp_path: Path) -> None:
+    """A ResNet, whose layers matter unequally: no ratio and no threshold over scores knows that."""
+    found = [losses(seed, tmp_path / f"{seed}.json") for seed in range(2)]
+    means = {name: np.mean([f[name] for f in found]) for name in found[0]}
+    assert means["sensitivity"] < 0.7 * min(means["global"], means["uniform"])
+    assert means["global"] < 1.1 * means["uniform"]
 
 
 # ------------------------------------------------------------------------- bad input
