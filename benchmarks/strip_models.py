@@ -13,21 +13,30 @@ PACKAGES = ("rapidocr_onnxruntime:models", "silero_vad:data", "onnx:backend/test
 TRANSFORMERS = ("vit", "bert", "gpt2", "llama", "swin", "convnext", "t5")
 
 
-def shipped(folder: Path) -> list[Path]:
-    """Models inside of installed packages; onnx's "light" ones get weights, in ``folder``."""
+def shipped() -> list[Path]:
+    """Models inside of installed packages."""
     found = []
     for entry in PACKAGES:
         package, inside = entry.split(":")
         found += sorted(Path(str(files(package).joinpath(inside))).glob("*.onnx"))
-    return [materialised(path, folder) for path in found]
+    return found
 
 
-def materialised(source: Path, folder: Path) -> Path:
-    """Turn every ConstantOfShape that stands for a weight into seeded random numbers."""
+def whole(source: Path, folder: Path) -> Path:
+    """Give ``source``, or in ``folder`` one file that also holds the weights it lacks.
+
+    Those of onnx's "light" models are ConstantOfShape nodes: they become seeded random numbers.
+    """
+    target = folder / source.name
+    outside = onnx.load(source, load_external_data=False).graph.initializer
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in outside):
+        target = folder / f"{source.stem}_whole.onnx"
+        onnx.save(onnx.load(source), target)
+        return target
     model = onnx.load(source)
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = [n for n in model.graph.node if n.op_type == "ConstantOfShape" and n.input[0] in shapes]
-    if not nodes:
+    if not nodes or "light" not in source.name:
         return source
     rng = np.random.default_rng(0)
     for node in nodes:
@@ -41,7 +50,6 @@ def materialised(source: Path, folder: Path) -> Path:
             onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, shape)
         )
         model.graph.node.remove(node)
-    target = folder / source.name
     onnx.save(model, target)
     return target
 

@@ -5,7 +5,6 @@ Each function changes the model in place. `STEPS` at the bottom is the order, wi
 
 import math
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from onnxslim_kd.errors import PassError
 from onnxslim_kd.model import (
     SMALL,
     adopt,
-    constant,
     embedded,
     infer_shapes,
     load,
@@ -25,8 +23,10 @@ from onnxslim_kd.model import (
     weight_bytes,
     without_weights,
 )
+from onnxslim_kd.passes.chains import join_chains
 from onnxslim_kd.passes.fold import fold, fold_scales
 from onnxslim_kd.passes.gate import Step, size
+from onnxslim_kd.passes.idle import passed_on
 from onnxslim_kd.passes.shape_fold import fold_known
 from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
 from onnxslim_kd.runtime import Array
@@ -46,20 +46,21 @@ def remove_dead(model: ir.Model) -> None:
 
 
 def remove_identities(model: ir.Model) -> None:
-    """Remove nodes that pass their input on: Identity, idle Dropout, Concat of one ...
+    """Remove nodes that pass an input on: Identity, idle Dropout, Concat of one, Mul by 1 ...
 
     1. ``y = Identity(x)`` with y no output of a graph: uses of y become uses of x.
     2. y an output, x from the same graph and itself no output: x takes the name of y.
     3. y an output, x from outside (an input, an initializer, an outer graph): stays.
     """
     for node in list(model.graph.all_nodes()):
-        if not node.domain and node.op_type in _PASS_ON and _PASS_ON[node.op_type](node):
-            _remove_identity(node)
+        source = passed_on(node)
+        if source is not None:
+            _remove_identity(node, source)
 
 
-def _remove_identity(node: ir.Node) -> None:
-    source, output, graph = node.inputs[0], node.outputs[0], node.graph
-    assert source is not None and graph is not None
+def _remove_identity(node: ir.Node, source: ir.Value) -> None:
+    output, graph = node.outputs[0], node.graph
+    assert graph is not None
     if output.is_graph_output():
         producer = source.producer()
         if producer is None or producer.graph is not graph or source.is_graph_output():
@@ -68,18 +69,6 @@ def _remove_identity(node: ir.Node) -> None:
         source.shape, source.type = output.shape or source.shape, output.type or source.type
     output.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-
-
-def _idle_dropout(node: ir.Node) -> bool:
-    training = node.inputs[2] if len(node.inputs) > 2 else None
-    flag = constant(training)
-    mask = node.outputs[1] if len(node.outputs) > 1 else None
-    seen = mask is not None and (mask.uses() or mask.is_graph_output())
-    return not seen and (training is None or (flag is not None and not flag.any()))
-
-
-def _is_matrix(value: ir.Value | None) -> bool:
-    return value is not None and value.shape is not None and len(value.shape) == 2
 
 
 def fold_and_fuse(model: ir.Model) -> None:
@@ -244,14 +233,6 @@ def remove_notes(model: ir.Model) -> None:
                 value.shape = value.type = None
 
 
-_PASS_ON: dict[str, Callable[[ir.Node], bool]] = {
-    "Identity": lambda node: True,
-    "Concat": lambda node: len(node.inputs) == 1,
-    "Dropout": _idle_dropout,
-    "Flatten": lambda node: node.attributes.get_int("axis", 1) == 1 and _is_matrix(node.inputs[0]),
-}
-"""Operators that pass their first input on, and when."""
-
 _LAYERS = ("Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
 """Operators that read weights as they are; `fold` has done what could be done to them."""
 
@@ -268,6 +249,7 @@ STEPS = (
     Step("scales", fold_scales),
     Step("hard swish", fuse_hard_swish),
     Step("slices", merge_slices),
+    Step("chains", join_chains),  # after scales: layers take up more of them
     Step("duplicates", share_equals),  # folding makes equal constants
     Step("identities", remove_identities),
     Step("dead code", remove_dead),

@@ -20,6 +20,41 @@ IDENTITIES = {
     "seen mask": ("[N,4] x) => (float[N,4] y, bool[N,4] m) { y, m = Dropout(x) }", 0),
     "concat of one": ("[N,4] x) => (float[N,4] y) { a = Concat <axis = 1> (x) y = Relu(a) }", 1),
     "flatten of a matrix": ("[N,4] x) => (float[N,4] y) { a = Flatten(x) y = Relu(a) }", 1),
+    "cast to the same": ("[N,4] x) => (float[N,4] y) { a = Cast <to = 1> (x) y = Relu(a) }", 1),
+    "cast": ("[N,4] x) => (int64[N,4] y) { a = Cast <to = 7> (x) y = Neg(a) }", 0),
+    "transpose to the same": (
+        "[N,4] x) => (float[N,4] y) { a = Transpose <perm = [0, 1]> (x) y = Relu(a) }",
+        1,
+    ),
+    "sum of one": ("[N,4] x) => (float[N,4] y) { a = Sum(x) b = Max(a) y = Relu(b) }", 2),
+    "times 1 plus 0": (
+        "[N,4] x) => (float[N,4] y) <float one = {1}, float[1] zero = {0}>"
+        "{ a = Mul(one, x) b = Add(a, zero) c = Sub(b, zero) d = Div(c, one) y = Relu(d) }",
+        4,
+    ),
+    "0 minus": (
+        "[N,4] x) => (float[N,4] y) <float one = {1}, float zero = {0}>"
+        "{ a = Sub(zero, x) b = Div(one, a) y = Relu(b) }",
+        0,
+    ),
+    "times 1 that adds a dimension": (
+        "[N] x) => (float[1,N] y) <float[1,1] one = {1}> { a = Mul(x, one) y = Relu(a) }",
+        0,
+    ),
+    "pad by nothing": (
+        "[N,4] x) => (float[N,4] y) <int64[4] p = {0, 0, 0, 0}> { a = Pad(x, p) y = Relu(a) }",
+        1,
+    ),
+    "slice of everything": (
+        "[N,4] x) => (float[N,4] y) <int64[1] z = {0}, int64[1] e = {9223372036854775807}>"
+        "{ a = Slice(x, z, e, z) y = Relu(a) }",
+        1,
+    ),
+    "slice backwards": (
+        "[N,4] x) => (float[N,P] y) <int64[1] z = {0}, int64[1] e = {9223372036854775807},"
+        " int64[1] one = {1}, int64[1] back = {-1}> { a = Slice(x, z, e, one, back) y = Relu(a) }",
+        0,
+    ),
     "flatten of an image": ("[N,4,2] x) => (float[N,8] y) { a = Flatten(x) y = Relu(a) }", 0),
 }
 TRAINING = """g (float[N,4] x) => (float[N,4] y) {

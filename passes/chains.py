@@ -1,0 +1,162 @@
+"""Two nodes in a row that one node can do.
+
+1. ``Reshape(Reshape(x, s), t)`` is ``Reshape(x, t)``; also behind Flatten, Squeeze and Unsqueeze.
+2. ``Unsqueeze(Unsqueeze(x, a), b)`` is one Unsqueeze, ``Squeeze(Unsqueeze(x, a), a)`` is ``x``.
+3. ``Concat(Concat(x, y), z)`` along one axis is ``Concat(x, y, z)``.
+4. ``Relu(Relu(x))`` is ``Relu(x)``.
+5. ``Mul(Mul(x, a), b)`` with constants is ``Mul(x, a * b)``; so is Add.
+
+Only where nothing else reads the value between them.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxslim_kd.model import constant, dims, has_rank, new_initializer
+from onnxslim_kd.runtime import Array
+
+
+def join_chains(model: ir.Model) -> int:
+    """Write chains as one node; return how many nodes that saved."""
+    joined = 0
+    for graph in model.graphs():
+        for node in list(graph):
+            join = _JOIN.get(node.op_type) if not node.domain else None
+            while join is not None and node.graph is graph and join(node):
+                joined += 1
+    return joined
+
+
+def _before(node: ir.Node, index: int, *operators: str) -> ir.Node | None:
+    """The node that makes an input of ``node``, if it is one of ``operators`` and only feeds it."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    first = value.producer() if value is not None else None
+    if first is None or first.domain or first.op_type not in operators:
+        return None
+    private = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
+    return first if private and first.graph is node.graph and len(first.outputs) == 1 else None
+
+
+def _skip(node: ir.Node, first: ir.Node) -> bool:
+    """Let ``node`` read what ``first`` reads, and remove ``first``."""
+    node.replace_input_with(0, first.inputs[0])
+    assert first.graph is not None
+    first.graph.remove(first, safe=True)
+    return True
+
+
+def _reshape(node: ir.Node) -> bool:
+    first = _before(node, 0, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+    target = constant(node.inputs[1])
+    if first is None or target is None or node.attributes.get_int("allowzero", 0) == 1:
+        return False
+    copied = np.flatnonzero(target == 0)
+    if copied.size:  # of what first gives: right for what it takes only where it copies as well
+        given = constant(first.inputs[1]) if first.op_type == "Reshape" else None
+        if given is None or len(given) <= copied.max() or given[copied].any():
+            return False
+        if first.attributes.get_int("allowzero", 0) == 1:
+            return False
+    return _skip(node, first)
+
+
+def _unsqueeze(node: ir.Node) -> bool:
+    first = _before(node, 0, "Unsqueeze")
+    if first is None or not has_rank(first.inputs[0]) or not isinstance(node.graph, ir.Graph):
+        return False
+    one, two = constant(first.inputs[1]), constant(node.inputs[1])
+    if one is None or two is None:
+        return False
+    old = [True] * len(dims(first.inputs[0]))
+    for axes in (one.reshape(-1), two.reshape(-1)):
+        for axis in sorted(int(a) % (len(old) + len(axes)) for a in axes):
+            old.insert(axis, False)
+    new = np.array([i for i, was in enumerate(old) if not was], np.int64)
+    node.replace_input_with(1, new_initializer(node.graph, f"{node.name}.axes", new))
+    return _skip(node, first)
+
+
+def _squeeze(node: ir.Node) -> bool:
+    first = _before(node, 0, "Unsqueeze")
+    if first is None or len(node.inputs) < 2 or node.outputs[0].is_graph_output():
+        return False
+    one, two = constant(first.inputs[1]), constant(node.inputs[1])
+    if one is None or two is None or (one < 0).any() or set(one.tolist()) != set(two.tolist()):
+        return False
+    source, graph = first.inputs[0], node.graph
+    assert source is not None and graph is not None
+    node.outputs[0].replace_all_uses_with(source)
+    graph.remove([node, first], safe=True)
+    return True
+
+
+def _concat(node: ir.Node) -> bool:
+    for index in range(len(node.inputs)):
+        first = _before(node, index, "Concat")
+        if first is None or first.attributes.get_int("axis") != node.attributes.get_int("axis"):
+            continue
+        values = [*node.inputs[:index], *first.inputs, *node.inputs[index + 1 :]]
+        node.resize_inputs(len(values))
+        for place, value in enumerate(values):
+            node.replace_input_with(place, value)
+        assert first.graph is not None
+        first.graph.remove(first, safe=True)
+        return True
+    return False
+
+
+def _relu(node: ir.Node) -> bool:
+    first = _before(node, 0, "Relu")
+    return first is not None and _skip(node, first)
+
+
+def _arithmetic(node: ir.Node) -> bool:
+    first = _before(node, 0, node.op_type) or _before(node, 1, node.op_type)
+    if first is None or not isinstance(node.graph, ir.Graph):
+        return False
+    inner, outer = _constant_input(first), _constant_input(node)
+    if inner is None or outer is None:
+        return False
+    (source, a), b = inner, outer[1]
+    number = _joined(node.op_type, a, b)
+    if number is None or number.size > max(a.size, b.size):
+        return False
+    node.replace_input_with(0, source)
+    node.replace_input_with(1, new_initializer(node.graph, f"{node.name}.constant", number))
+    node.graph.remove(first, safe=True)
+    return True
+
+
+def _joined(operator: str, a: Array, b: Array) -> Array | None:
+    """Two constants as one, None where the one is too large or too small for its type."""
+    if a.dtype.kind != "f":
+        return None
+    wide = (a.astype(np.float64), b.astype(np.float64))
+    exact = np.multiply(*wide) if operator == "Mul" else np.add(*wide)
+    with np.errstate(over="ignore"):
+        number = exact.astype(a.dtype)
+    return number if np.allclose(number, exact, rtol=1e-2, atol=0) else None
+
+
+def _constant_input(node: ir.Node) -> tuple[ir.Value | None, Array] | None:
+    """The input that is computed, and the other one, which is constant."""
+    one, two = node.inputs
+    for value, other in ((one, two), (two, one)):
+        number = constant(other)
+        if number is not None and constant(value) is None:
+            return value, number
+    return None
+
+
+_JOIN: dict[str, Callable[[ir.Node], bool]] = {
+    "Add": _arithmetic,
+    "Mul": _arithmetic,
+    "Concat": _concat,
+    "Relu": _relu,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+}
+"""By the operator of the second node."""
