@@ -85,11 +85,7 @@ def join(device: str) -> Iterator[World]:
         raise UserError("device cuda was asked for, but torch finds no CUDA device here")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if kind == "cuda":
-        place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(place)
-    else:
-        place = "cpu"
+    place = _own_device() if kind == "cuda" else "cpu"
     if size == 1:
         yield World(device=place)
         return
@@ -101,6 +97,19 @@ def join(device: str) -> Iterator[World]:
         store=PrefixStore(f"attempt {attempt}", store),
         rank=rank,
         world_size=size,
+        device_id=torch.device(place) if kind == "cuda" else None,
     )
     yield World(rank, size, place)
     dist.destroy_process_group()  # not after an error: it would wait for a process that is gone
+
+
+def _own_device() -> str:
+    """Make the device of this process the current one; return its name."""
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(
+            f"process {number} of this machine has no CUDA device of its own, there are {count};"
+            f" start {count} processes, or set device cpu"
+        )
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"

@@ -1,6 +1,6 @@
 """Everything a run needs, in one place: module, teacher, data, optimiser, and their state."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +80,15 @@ class Plant:
             piece = slice(int(rows[0]), int(rows[-1]) + 1)
             held = {name: tensor[piece] for name, tensor in feeds.items()}
             if self.teacher is not None:
-                indices = batch.indices[piece]
-                held |= self._arranged(self.teacher(held, indices))
+                held |= self._taught(held, batch.indices[piece])
             yield Part(held, {name: tensor[piece] for name, tensor in entries.items()}, mix)
+
+    def _taught(self, feeds: Values, indices: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return what the teacher gives, computed in the precision of the run."""
+        assert self.teacher is not None
+        with self._precision():
+            given = self.teacher.compute(feeds) if indices is None else self.teacher(feeds, indices)
+        return self._arranged(given)
 
     def _arranged(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not self.config.channels_last:
@@ -154,7 +160,7 @@ class Plant:
         for batch in self.val_loader.evaluate():
             feeds = self._arranged(self.feeder(batch))
             if self.teacher is not None:
-                feeds |= self._arranged(self.teacher.compute(feeds))
+                feeds |= self._taught(feeds)
             entries = {name: t.to(self.world.device) for name, t in batch.entries.items()}
             loss, _ = self.loss(Part(feeds, entries), epoch)
             total, count = total + loss.item() * len(batch), count + len(batch)

@@ -33,6 +33,7 @@ class SyncBatchNorm(Modal):
             return self.local(x, scale, bias, mean, var)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
+        kind, x = x.dtype, x.float() if x.element_size() < 4 else x  # sums in bf16 lose too much
         count = x.numel() // x.shape[1] * dist.get_world_size()
         mid = all_reduce(x.sum(axes)) / count  # type: ignore[no-untyped-call]
         centred = x - mid.view(shape)
@@ -41,4 +42,5 @@ class SyncBatchNorm(Modal):
         with torch.no_grad():
             mean.lerp_(mid, 1 - self.local.momentum)
             var.lerp_(spread, 1 - self.local.momentum)
+        y = y.to(kind)
         return (y, mean, var) if self.local.several else y

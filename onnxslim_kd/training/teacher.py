@@ -23,6 +23,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.training.lowering import lower
+from onnxslim_kd.training.opnode import torch_dtype
 from onnxslim_kd.training.tidy import tidied
 
 Feeds = Mapping[str, Tensor]
@@ -90,6 +91,8 @@ class Teacher:
             self._session = self._opened(parts)
         else:
             self._module = lower(parts.teacher, trainable=()).to(device).eval()
+            values = parts.teacher.graph.outputs  # autocast gives what it computed in
+            self._types = {model_io.name_of(v): torch_dtype(v.dtype) for v in values if v.dtype}
 
     def _opened(self, parts: Split) -> runtime.Session:
         """Open a session that maps its weights, and let the models map theirs as well."""
@@ -118,7 +121,11 @@ class Teacher:
         """Return the teacher's values for ``feeds``, past the cache."""
         if self._session is None:
             given = {name: feeds[name] for name in self.inputs}
-            return dict(self._module.forward(given, self.values))
+            found = self._module.forward(given, self.values)
+            return {
+                name: tensor.to(self._types.get(name, tensor.dtype))
+                for name, tensor in found.items()
+            }
         arrays = {name: feeds[name].cpu().contiguous().numpy() for name in self.inputs}
         results = self._session.run(arrays, self.values)
         return {name: torch.from_numpy(array).to(self.device) for name, array in results.items()}
