@@ -31,8 +31,8 @@ from onnxslim_kd.passes.shape_fold import fold_known
 from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
 from onnxslim_kd.runtime import Array
 
-GROWTH = 4096
-"""Bytes by which constant folding may let the weights grow, where it removes nodes for them."""
+GROWTH, SHARE = 4096, 0.01
+"""Bytes, and share of all weights, by which folding may let them grow where it removes nodes."""
 _ROUNDS = 4
 """Of folding shapes; real graphs need two."""
 _SAMPLE = 64
@@ -84,7 +84,7 @@ def fold_large(model: ir.Model) -> None:
     """Fold large constants where nodes are left that read nothing else, unless weights grow."""
     if any(_is_constant(node) for node in model.graph.all_nodes()):
         limit = max([SMALL, *(v.const_value.nbytes for v in _initializers(model))])  # type: ignore[union-attr]
-        _through_runtime(model, limit, growth=GROWTH)
+        _through_runtime(model, limit, growth=max(GROWTH, SHARE * weight_bytes(model)))
 
 
 def fold_shapes(model: ir.Model) -> None:

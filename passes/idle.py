@@ -74,7 +74,7 @@ def _split(node: ir.Node) -> bool:
 
 
 def _neutral(node: ir.Node) -> int | None:
-    """The place of the other input where one is a single 0 (of a sum) or 1 (of a product)."""
+    """The place of the other input where one is a single 0 (of a sum) or 1 (of a product) ..."""
     number, commutes = _NEUTRAL[node.op_type]
     for index in (1, 0) if commutes else (1,):
         given, other = constant(node.inputs[index]), node.inputs[1 - index]
@@ -85,7 +85,14 @@ def _neutral(node: ir.Node) -> int | None:
     return None
 
 
-_NEUTRAL = {"Add": (0, True), "Sub": (0, False), "Mul": (1, True), "Div": (1, False)}
+_NEUTRAL = {
+    "Add": (0, True),
+    "And": (True, True),
+    "Div": (1, False),
+    "Mul": (1, True),
+    "Or": (False, True),
+    "Sub": (0, False),
+}
 """The number that changes nothing, and whether it may stand in front."""
 
 IDLE: dict[str, Callable[[ir.Node], bool]] = {
