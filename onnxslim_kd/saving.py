@@ -54,10 +54,9 @@ def save(
 
 
 def _put(file: Path, target: Path) -> None:
-    """Move a file into place; one that takes another's is on the disk before the other goes."""
-    if target.exists():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    """Move a file into place, once all of it is on the disk: a power cut leaves no half."""
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
     os.replace(file, target)
 
 

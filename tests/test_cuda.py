@@ -1,79 +1,61 @@
-"""Training on a GPU; where there is none, every test says why it did not run."""
+"""What needs a GPU; elsewhere these tests are skipped, and say why."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from training_models import classifier, numbers, pair
 
-from onnxslim_kd import model as model_io
+from onnxslim_kd import Choice, api
+from onnxslim_kd.bench import Setting, bench
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.training import config as configs
-from onnxslim_kd.training import distributed, engine
+from onnxslim_kd.passes import latency_measure
+from onnxslim_kd.passes.targets import Device, LatencyTarget
+from onnxslim_kd.runtime import Session
+from tests.models import MODELS, Case, build
 
-SETTINGS = {"epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "seed": 3, "log_steps": 1}
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
-
-
-def losses(model, **settings):
-    found = []
-
-    def listen(event):
-        if event["event"] == "step":
-            found.append(event["loss"])
-
-    outcome = engine.train(model, configs.parse(SETTINGS | settings), listen)
-    return torch.tensor(found), outcome
+WIDE = Case(
+    "a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads=[1,1,1,1]>(b, w2) d = Relu(c)"
+    " e = Conv<pads=[1,1,1,1]>(d, w3) f = Relu(e) y = Conv(f, w4)",
+    "float[256,3,3,3] w1, float[256,256,3,3] w2, float[256,256,3,3] w3, float[4,256,1,1] w4",
+    "float[8,3,112,112] x",
+)
 
 
-@needs_gpu
-@pytest.mark.parametrize("runtime", ["auto", "ort"])
-def test_a_gpu_trains_as_the_processor_does(runtime):
-    there, outcome = losses(pair(), device="cuda", teacher_runtime=runtime)
-    here, _ = losses(pair(), device="cpu")
-    torch.testing.assert_close(there[:10], here[:10], rtol=1e-2, atol=1e-2)
-    assert all(np.isfinite(value).all() for value in numbers(outcome.model).values())
+def missing() -> str:
+    """Why nothing can run on CUDA here; nothing if it can."""
+    try:
+        Session(build(MODELS["residual"]), provider="cuda")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
-@needs_gpu
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_mixed_precision_trains(amp, optimizer):
-    settings = {"amp": amp, "ema": 0.9, "optimizer": {"name": optimizer, "lr": 0.01}}
-    found, _ = losses(pair(), device="cuda", **settings)
-    assert found[-5:].mean() < found[:5].mean()
+needs_cuda = pytest.mark.skipif(bool(missing()), reason=f"needs a GPU: {missing()}")
 
 
-@needs_gpu
-def test_a_checkpoint_goes_on_with_the_scaler_and_the_optimiser(tmp_path):
-    settings = {"device": "cuda", "amp": "fp16", "optimizer": {"name": "adamw", "lr": 0.01}}
-    losses(classifier(), checkpoint=tmp_path, **settings)
-    found, outcome = losses(classifier(), checkpoint=tmp_path, **settings | {"epochs": 3})
-    assert len(found) == 22 and outcome.history[-1]["epoch"] == 3
+@needs_cuda
+def test_both_providers_give_the_same() -> None:
+    model = build(WIDE)
+    feeds = {"x": np.random.default_rng(0).normal(size=(8, 3, 112, 112)).astype(np.float32)}
+    here, there = (Session(model, provider=p).run(feeds)["y"] for p in ("cpu", "cuda"))
+    assert np.abs(here - there).max() < 0.02 * np.abs(here).max()  # TF32 has 10 bits
 
 
-@needs_gpu
-def test_processes_over_nccl(tmp_path):
-    count = min(torch.cuda.device_count(), 2)
-    model_io.save(pair(), tmp_path / "pair.onnx")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    options = ["--epochs", "1", "--device", "cuda", "--sync-bn"]
-    command = [*launcher, "-m", "onnxslim_kd", "train", "pair.onnx", "-o", "done.onnx", *options]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+@needs_cuda
+def test_bench_says_what_ran() -> None:
+    wide, half = build(WIDE), api.prune(build(WIDE), Choice(pattern="w", ratio=0.5)).model
+    report = bench([wide, half], setting=Setting("cuda", rounds=10, seconds=5.0, profile=True))
+    assert report.ran_on == "CUDAExecutionProvider"
+    (case,) = report.cases
+    assert case.rows[1].ratio.high < 1
+    assert any(o.provider == "CUDAExecutionProvider" for o in case.rows[0].operators)
 
 
-def test_more_processes_than_devices_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
-    with (
-        pytest.raises(UserError, match="process 1 of this machine has no CUDA device of its own"),
-        distributed.join("cuda"),
-    ):
-        pass
+@needs_cuda
+def test_a_latency_is_reached(tmp_path: Path) -> None:
+    model, device = build(WIDE), Device("cuda", cache=tmp_path)
+    choice = Choice(pattern="w", target=LatencyTarget(0.6), device=device)
+    done = api.prune(model, choice)
+    shapes = {"x": (8, 3, 112, 112)}
+    ratio = latency_measure.compare(model, done.model, shapes, device.setting)
+    assert ratio.median == pytest.approx(0.6, rel=0.1), done.plan.notes

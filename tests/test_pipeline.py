@@ -52,7 +52,7 @@ def events(config: Path, folder: Path, *overrides: str, resume: bool = False) ->
 
 
 def test_digits_runs_end_to_end(tmp_path):
-    few = ("stages.original.epochs=2", "stages.distilled.epochs=3", "stages.bench.rounds=5")
+    few = ("stages.original.epochs=8", "stages.distilled.epochs=3", "stages.bench.rounds=5")
     small = (
         "stages.untrained.arguments.width=16",
         "stages.bench.seconds=1",
