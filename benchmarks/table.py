@@ -45,7 +45,8 @@ def _markdown(columns: list[str], lines: list[list[str]]) -> str:
 
 
 def _machine(environment: dict[str, Any]) -> str:
-    return f"{environment['cpu']}, {environment['cores']} cores"
+    cores = environment["cores"]
+    return f"{environment['cpu']}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def replaced(text: str, new: str) -> str:
