@@ -71,6 +71,7 @@ def write(
     claims: Sequence[Claim],
     rows: Sequence[Mapping[str, Any]],
     tables: Sequence[Table] = (),
+    arguments: Sequence[str] = (),
     packages: Sequence[str] = (),
 ) -> Path:
     """Write ``results/<name>.json`` and print its claims.
@@ -80,10 +81,11 @@ def write(
         claims: What was promised and measured, for README.md.
         rows: The measurements behind them: JSON values, dataclasses, numpy numbers.
         tables: What README.md shows above the claims.
+        arguments: What the script was called with, as another machine would say it.
         packages: Peers whose versions belong to the numbers.
     """
     result = {
-        "command": f"python benchmarks/{name}.py",
+        "command": " ".join(["python", f"benchmarks/{name}.py", *arguments]),
         "environment": machine.environment(("torch", *packages)),
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "tables": [dataclasses.asdict(table) for table in tables],

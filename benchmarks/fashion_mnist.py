@@ -385,10 +385,19 @@ def main() -> None:
                 latencies[net] = place.stage(stage, lambda p=place: latency(p, given.shares))
             rows = table(found, given.seeds)
             if rows and given.scale != "smoke":
-                tables = shown(rows, latencies)
-                rows = [asdict(scale), *rows]
-                write("fashion_mnist", claims=claims(rows[1:]), rows=rows, tables=tables)
+                write(
+                    "fashion_mnist",
+                    claims=claims(rows),
+                    rows=[asdict(scale), *rows],
+                    tables=shown(rows, latencies),
+                    arguments=_arguments(given),
+                )
     print(json.dumps(table(found, given.seeds), indent=1))
+
+
+def _arguments(given: argparse.Namespace) -> list[str]:
+    nets, seeds = " ".join(given.nets), " ".join(map(str, given.seeds))
+    return ["--run FOLDER", f"--scale {given.scale}", f"--nets {nets}", f"--seeds {seeds}"]
 
 
 if __name__ == "__main__":

@@ -264,8 +264,14 @@ def main() -> None:
                 kept.write(json.dumps(rows[name]) + "\n")
     packages = ("rapidocr-onnxruntime", "torch-pruning")
     found = list(rows.values())
-    tables = [shown(found)]
-    write("latency_pruning", claims=claims(found), rows=found, tables=tables, packages=packages)
+    write(
+        "latency_pruning",
+        claims=claims(found),
+        rows=found,
+        tables=[shown(found)],
+        arguments=[path.name for path in arguments.more],
+        packages=packages,
+    )
     KEPT.unlink(missing_ok=True)
 
 
