@@ -91,14 +91,14 @@ def test_only_what_stands_between_the_markers_is_replaced(scripts, tmp_path, mon
 def test_check_changes_nothing(scripts, tmp_path, monkeypatch):
     _, table = scripts
     readme = tmp_path / "README.md"
-    readme.write_text(f"{table.BEGIN}\nold\n{table.END}\n")
+    readme.write_text(f"{table.BEGIN}\nleft from before\n{table.END}\n")
     monkeypatch.setattr(table, "README", readme)
     monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
     with pytest.raises(SystemExit, match=r"run python benchmarks/table.py"):
         table.main()
-    assert "old" in readme.read_text()
+    assert "left from before" in readme.read_text()
     monkeypatch.setattr(sys, "argv", ["table.py"])
     table.main()
-    assert "old" not in readme.read_text() and "| What |" in readme.read_text()
+    assert "left from before" not in readme.read_text() and "| What |" in readme.read_text()
     monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
     table.main()
