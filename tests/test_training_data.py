@@ -150,6 +150,7 @@ def test_wrong_specs_are_one_sentence(spec, message):
         open_source(spec)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_a_users_dataset_is_seeded_per_sample(tmp_path, monkeypatch):
     code = """
 import random, torch
