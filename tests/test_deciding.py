@@ -260,11 +260,14 @@ def losses(seed: int, path: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_what_was_measured_decides_best(tmp_path: Path) -> None:
-    """A ResNet, whose layers matter unequally: no ratio and no threshold over scores knows that."""
-    found = [losses(seed, tmp_path / f"{seed}.json") for seed in range(2)]
+    """A ResNet, whose layers matter unequally: one ratio does not know that, scores know some.
+
+    Single seeds differ: global loses to uniform on two of the six.
+    """
+    found = [losses(seed, tmp_path / f"{seed}.json") for seed in range(6)]
     means = {name: np.mean([f[name] for f in found]) for name in found[0]}
-    assert means["sensitivity"] < 0.7 * min(means["global"], means["uniform"])
-    assert means["global"] < 1.1 * means["uniform"]
+    assert means["sensitivity"] < 0.7 * means["global"]
+    assert means["global"] < means["uniform"]
 
 
 # ------------------------------------------------------------------------- bad input
