@@ -11,7 +11,6 @@ never written as results. Results are written for the rows that have all their s
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from typing import Any
 import fashion_peer as peer
 import numpy as np
 import torch
-from common import THREADS, Claim, Table, compare, session_call, write
+from common import THREADS, compare, session_call, write
+from fashion_table import BY_HAND, SHIPPED, claims, shown, stage_of, table
 from torch import Tensor
 
 from onnxslim_kd import api
@@ -48,11 +48,6 @@ ARGUMENTS = {"classes": 10, "channels": 1}
 BATCH, DECAY, TEMPERATURE = 128, 5e-4, 4.0
 RATES = {"original": 0.1, "recover": 0.05}
 NETS, SHARES = ("resnet20", "mobilenet_small"), (0.5, 0.75)
-SHIPPED = ("top1", "top5", "bytes")
-COLUMNS = ("", "Top-1", "Top-5", "Size", "MACs", "Points lost", "Latency")
-TARGETS = {0.5: 0.3, 0.75: 1.0}
-"""Points that KD may leave lost, by the share of MACs removed."""
-FOLDED, REAL = 0.3, 93.0
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,6 @@ def _pairs(batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch.entries["image"], batch.entries["label"]
 
 
-BY_HAND = "Torch-Pruning + KD by hand"
 WAYS: dict[str, Callable[[Place, float, str], dict[str, Any]]] = {
     "fine-tune": fine_tune,
     "KD": distil,
@@ -246,7 +240,7 @@ def deploy(place: Place, name: str) -> dict[str, Any]:
 
 def latency(place: Place, shares: list[float]) -> dict[str, Any]:
     """Time what ships of each cut, batch 1, against the original; its weights do not matter."""
-    names = [_stage(way, share) for share in shares for way in ("KD", BY_HAND)]
+    names = [stage_of(way, share) for share in shares for way in ("KD", BY_HAND)]
     feeds = {"image": np.zeros(SHAPE, np.float32)}
     calls = {
         name: session_call(place.file(f"{name}-deployed"), feeds, threads=1)
@@ -256,11 +250,7 @@ def latency(place: Place, shares: list[float]) -> dict[str, Any]:
     return {name: asdict(timings[name].ratio_to(timings["original"])) for name in names}
 
 
-def _stage(way: str, share: float) -> str:
-    return f"{way.replace(' ', '_').replace(',', '')}-{share:g}"
-
-
-# ------------------------------------------------------------------------------- table
+# ------------------------------------------------------------------------------ the run
 
 
 def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
@@ -275,7 +265,7 @@ def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
             for source in ("original", "folded")
         }
         for way, work in WAYS.items():
-            name = _stage(way, share)
+            name = stage_of(way, share)
             record = place.stage(name, lambda w=work, r=share, n=name: w(place, r, n))
             record |= place.stage(f"{name}-deployed", lambda n=name: deploy(place, n))
             source = "folded" if work is distil_folded else "original"
@@ -289,79 +279,6 @@ def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
                 "epochs": [start["epochs"], record["epochs"]],
                 "seed": place.seed,
             }
-
-
-def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
-    """Join the seeds of a row; rows without all of them are left out."""
-    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for one in found:
-        rows.setdefault((one["net"], one["share"], one["way"]), []).append(one)
-    return [_row(group, seeds) for group in rows.values() if len(group) == len(seeds)]
-
-
-def _row(group: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    first = group[0]
-    lost = [one["original"]["top1"] - one["top1"] for one in group]
-    return {
-        **{key: first[key] for key in ("net", "share", "way", "epochs")},
-        "seeds": seeds,
-        "macs_removed": [one["macs_removed"] for one in group],
-        "original": {key: [one["original"][key] for one in group] for key in SHIPPED},
-        **{key: [one[key] for one in group] for key in SHIPPED},
-        "lost": statistics.mean(lost),
-        "spread": [min(lost), max(lost)],
-    }
-
-
-def shown(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> list[Table]:
-    """Make one table per net: what ships, before and after."""
-    tables = []
-    for net in dict.fromkeys(row["net"] for row in rows):
-        own = [row for row in rows if row["net"] == net]
-        before, after = own[0]["epochs"]
-        title = f"Fashion-MNIST, {net}: {before} epochs, cut, {after} epochs"
-        title += f", mean of {len(own[0]['seeds'])} seed(s)"
-        lines = [_line("original", own[0]["original"], ["1", "-", "1"])]
-        for row in own:
-            # Ours share one cut, so one measurement.
-            cut = BY_HAND if row["way"] == BY_HAND else "KD"
-            ratio = latencies[net][_stage(cut, row["share"])]["median"]
-            macs = 1 - statistics.mean(row["macs_removed"])
-            low, high = row["spread"]
-            lost = f"{row['lost']:.2f} ({low:.2f} to {high:.2f})"
-            lines.append(_line(row["way"], row, [f"{macs:.2f}", lost, f"{ratio:.2f}"]))
-        tables.append(Table(title, COLUMNS, lines))
-    return tables
-
-
-def _line(way: str, row: dict[str, Any], ratios: list[str]) -> list[str]:
-    top1, top5, size = (statistics.mean(row[key]) for key in SHIPPED)
-    return [way, f"{top1:.2f}", f"{top5:.2f}", f"{size / 1e3:.0f} kB", *ratios]
-
-
-def claims(rows: list[dict[str, Any]]) -> list[Claim]:
-    by = {(row["net"], row["share"], row["way"]): row for row in rows}
-    found = []
-    for net in dict.fromkeys(row["net"] for row in rows):
-        own = [row for row in rows if row["net"] == net]
-        after = f"{own[0]['epochs'][1]} epochs, {len(own[0]['seeds'])} seed(s)"
-        if net == "resnet20":
-            top1 = statistics.mean(own[0]["original"]["top1"])
-            what = f"Fashion-MNIST, {net}, top-1 after {own[0]['epochs'][0]} epochs"
-            found.append(Claim(what, f">= {REAL:g} %", f"{top1:.2f} %", met=top1 >= REAL))
-        for share in SHARES:
-            kd, bn = by.get((net, share, "KD")), by.get((net, share, "KD, BN re-inserted"))
-            if kd:
-                what = f"Fashion-MNIST, {net}, points lost at {share:.0%} fewer MACs, KD, {after}"
-                found.append(_points(what, TARGETS[share], kd["lost"]))
-            if kd and bn:
-                what = f"... from a file with BN folded, points behind live BN, {net}, {share:.0%}"
-                found.append(_points(what, FOLDED, bn["lost"] - kd["lost"]))
-    return found
-
-
-def _points(what: str, most: float, points: float) -> Claim:
-    return Claim(what, f"<= {most}", f"{points:.2f}", met=points <= most)
 
 
 def main() -> None:

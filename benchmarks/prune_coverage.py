@@ -38,7 +38,12 @@ def main() -> None:
     for path in sorted(options.folder.glob("*.onnx")):
         rows.append(measure(path, options.oracle, shapes))
         print(rows[-1], flush=True)
-    write("prune_coverage", claims=claims(rows, oracle=options.oracle is not None), rows=rows)
+    write(
+        "prune_coverage",
+        claims=claims(rows, oracle=options.oracle is not None),
+        rows=rows,
+        arguments=["FOLDER", *(["--oracle FILE"] if options.oracle else [])],
+    )
 
 
 def measure(path: Path, oracle: Path | None, shapes: dict[str, str]) -> dict[str, Any]:

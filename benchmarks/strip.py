@@ -282,6 +282,7 @@ def main() -> None:
             if not options.only and (len(rows) % 10 == 0 or len(rows) == len(sources)):
                 write(
                     "strip", claims=claims(rows), rows=rows, tables=[table(rows)],
+                    arguments=["--models FOLDER"] if options.models else [],
                     packages=("onnxslim", "onnxsim", "onnxscript", "transformers"),
                 )  # fmt: skip
 

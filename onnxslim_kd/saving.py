@@ -1,4 +1,4 @@
-"""Write files whole or not at all: beside the target, then in its place."""
+"""Write files whole or not at all: beside the target, to the disk, then in its place."""
 
 import os
 import shutil

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("common", "fashion_mnist", "fashion_peer")
+NAMES = ("common", "fashion_mnist", "fashion_peer", "fashion_table")
 
 
 @pytest.fixture
