@@ -42,16 +42,19 @@ def resnet20(classes: int = 10, channels: int = 3, width: int = 16) -> nn.Module
     return initialise(net)
 
 
-def mobilenet_small(classes: int = 10, channels: int = 3, width: int = 16) -> nn.Module:
-    """Build a short MobileNetV2 for images of 28 x 28 or 32 x 32."""
+def mobilenet_small(
+    classes: int = 10, channels: int = 3, width: int = 16, stride: int = 1
+) -> nn.Module:
+    """Build a short MobileNetV2 for images of 28 x 28 or 32 x 32; ``stride`` is the stem's."""
     net = nn.Sequential()
-    net.add_module("conv1_1", ConvBN(slim_names("conv1_1"), channels, width, 3, relu6()))
+    stem = ConvBN(slim_names("conv1_1"), channels, width, 3, relu6(), stride=stride)
+    net.add_module("conv1_1", stem)
     c_in = width
     for stage in range(3):
         c_out = width * 2**stage
         for i in range(2):
-            name, stride = f"conv{stage + 2}_{i + 1}", 2 if i == 0 and stage > 0 else 1
-            net.add_module(name, InvertedResidual(name, c_in, c_out, stride, expand=4))
+            name, halve = f"conv{stage + 2}_{i + 1}", 2 if i == 0 and stage > 0 else 1
+            net.add_module(name, InvertedResidual(name, c_in, c_out, halve, expand=4))
             c_in = c_out
     net.add_module("conv5", ConvBN(slim_names("conv5"), c_in, 4 * c_in, 1, relu6()))
     net.add_module("fc6", Classifier("fc6_weights", "fc6_offset", 4 * c_in, classes))
