@@ -21,7 +21,7 @@ import fashion_peer as peer
 import numpy as np
 import torch
 from common import THREADS, compare, session_call, write
-from fashion_table import BY_HAND, SHIPPED, claims, shown, stage_of, table
+from fashion_table import BLOCKS, BY_HAND, SHIPPED, TIMED, claims, shown, stage_of, table
 from torch import Tensor
 
 from onnxslim_kd import api
@@ -68,6 +68,14 @@ SCALES = {
     "full": Scale(10, 3),  # three hours on two cores
     "gpu": Scale(60, 30),
 }
+
+
+CUTS = {
+    "original": ("original", Amount(1)),
+    "folded": ("folded", Amount(1)),
+    "blocks": ("original", Amount(0)),
+}
+"""Every cut: the file that it cuts, and the widths that it may leave (0: what prune does alone)."""
 
 
 # ----------------------------------------------------------------------------- stages
@@ -163,10 +171,11 @@ def folded(place: Place) -> dict[str, Any]:
     return {}
 
 
-def cut(place: Place, source: str, share: float) -> dict[str, Any]:
+def cut(place: Place, kind: str, share: float) -> dict[str, Any]:
     """Remove ``share`` of the MACs by L1; write the plan beside the result."""
-    name = f"{source}-{share:g}"
-    choice = Choice(pattern=".*_weights", target=Target("macs", share), amount=Amount(1))
+    source, amount = CUTS[kind]
+    name = f"{kind}-{share:g}"
+    choice = Choice(pattern=".*_weights", target=Target("macs", share), amount=amount)
     done = api.prune(place.file(source), choice, place.file(name), overwrite=True)
     done.plan.save(place.folder / f"{name}.plan.json", overwrite=True)
     return {"macs": 1 - done.after.macs / done.before.macs}
@@ -183,15 +192,19 @@ def distil(place: Place, share: float, name: str) -> dict[str, Any]:
     return place.fit(name, _merged(place, "original", share), "recover")
 
 
+def distil_blocks(place: Place, share: float, name: str) -> dict[str, Any]:
+    return place.fit(name, _merged(place, "blocks", share), "recover")
+
+
 def distil_folded(place: Place, share: float, name: str) -> dict[str, Any]:
     plan = place.folder / f"folded-{share:g}.plan.json"
     model = _merged(place, "folded", share)
     return place.fit(name, model, "recover", bn="reinsert", like=place.file("folded"), plan=plan)
 
 
-def _merged(place: Place, source: str, share: float) -> Any:
+def _merged(place: Place, kind: str, share: float) -> Any:
     loss = f"kl:logits=logits,temperature={TEMPERATURE}"
-    return merge(place.file(f"{source}-{share:g}"), place.file(source), [loss])
+    return merge(place.file(f"{kind}-{share:g}"), place.file(CUTS[kind][0]), [loss])
 
 
 def by_hand(place: Place, share: float, name: str) -> dict[str, Any]:
@@ -222,12 +235,15 @@ def _pairs(batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch.entries["image"], batch.entries["label"]
 
 
-WAYS: dict[str, Callable[[Place, float, str], dict[str, Any]]] = {
-    "fine-tune": fine_tune,
-    "KD": distil,
-    "KD, BN re-inserted": distil_folded,
-    BY_HAND: by_hand,
+Way = Callable[[Place, float, str], dict[str, Any]]
+WAYS: dict[str, tuple[Way, str]] = {
+    "fine-tune": (fine_tune, "original"),
+    "KD": (distil, "original"),
+    "KD, BN re-inserted": (distil_folded, "folded"),
+    BLOCKS: (distil_blocks, "blocks"),
+    BY_HAND: (by_hand, "original"),
 }
+"""Every way with the cut that it starts from; by hand makes its own."""
 
 
 # ------------------------------------------------------------------------- what ships
@@ -244,7 +260,7 @@ def deploy(place: Place, name: str) -> dict[str, Any]:
 
 def latency(place: Place, shares: list[float]) -> dict[str, Any]:
     """Time what ships of each cut, batch 1, against the original; its weights do not matter."""
-    names = [stage_of(way, share) for share in shares for way in ("KD", BY_HAND)]
+    names = [stage_of(way, share) for share in shares for way in TIMED]
     feeds = {"image": np.zeros(SHAPE, np.float32)}
     calls = {
         name: session_call(place.file(f"{name}-deployed"), feeds, threads=1)
@@ -265,19 +281,18 @@ def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
     place.stage("folded", lambda: folded(place))
     for share in shares:
         cuts = {
-            source: place.stage(f"{source}-{share:g}", lambda s=source, r=share: cut(place, s, r))
-            for source in ("original", "folded")
+            kind: place.stage(f"{kind}-{share:g}", lambda k=kind, r=share: cut(place, k, r))
+            for kind in CUTS
         }
-        for way, work in WAYS.items():
+        for way, (work, kind) in WAYS.items():
             name = stage_of(way, share)
             record = place.stage(name, lambda w=work, r=share, n=name: w(place, r, n))
             record |= place.stage(f"{name}-deployed", lambda n=name: deploy(place, n))
-            source = "folded" if work is distil_folded else "original"
             yield {
                 "net": place.net,
                 "share": share,
                 "way": way,
-                "macs_removed": record.get("macs", cuts[source]["macs"]),
+                "macs_removed": record.get("macs", cuts[kind]["macs"]),
                 "original": {key: start[key] for key in SHIPPED},
                 **{key: record[key] for key in SHIPPED},
                 "epochs": [start["epochs"], record["epochs"]],
