@@ -21,17 +21,25 @@ import fashion_peer as peer
 import numpy as np
 import torch
 from common import THREADS, compare, session_call, write
-from fashion_table import BLOCKS, BY_HAND, SHIPPED, TIMED, claims, shown, stage_of, table
+from fashion_table import (
+    BLOCKS,
+    BY_HAND,
+    FOLDED,
+    KD,
+    SHIPPED,
+    TIMED,
+    claims,
+    shown,
+    stage_of,
+    table,
+)
 from torch import Tensor
 
-from onnxslim_kd import api
 from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import OperationError
 from onnxslim_kd.passes.merge import merge
-from onnxslim_kd.passes.prune import Choice
-from onnxslim_kd.passes.ratios import Amount
 from onnxslim_kd.passes.strip import infer_prune
-from onnxslim_kd.passes.targets import Target
+from onnxslim_kd.prune_config import PruneConfig, prune
 from onnxslim_kd.training import config
 from onnxslim_kd.training.data import Batch, Loader
 from onnxslim_kd.training.datasets import open_source
@@ -70,12 +78,17 @@ SCALES = {
 }
 
 
-CUTS = {
-    "original": ("original", Amount(1)),
-    "folded": ("folded", Amount(1)),
-    "blocks": ("original", Amount(0)),
+CUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "l1": ("original", {"round_to": 1}),
+    "blocks": ("original", {}),
+    "taylor": ("folded", {"round_to": 1, "criterion": "taylor"}),
 }
-"""Every cut: the file that it cuts, and the widths that it may leave (0: what prune does alone)."""
+"""Every cut: the net, and how its channels are chosen.
+
+The norm of a filter that BatchNormalization was folded into holds its scale over its deviation,
+and says little: chosen by l1, ResNet-20 with 75 % cut came back 0.7 points lower (so did the net
+with live BatchNormalization when it was cut alike). Taylor scores do not see the folding.
+"""
 
 
 # ----------------------------------------------------------------------------- stages
@@ -172,12 +185,18 @@ def folded(place: Place) -> dict[str, Any]:
 
 
 def cut(place: Place, kind: str, share: float) -> dict[str, Any]:
-    """Remove ``share`` of the MACs by L1; write the plan beside the result."""
-    source, amount = CUTS[kind]
-    name = f"{kind}-{share:g}"
-    choice = Choice(pattern=".*_weights", target=Target("macs", share), amount=amount)
-    done = api.prune(place.file(source), choice, place.file(name), overwrite=True)
-    done.plan.save(place.folder / f"{name}.plan.json", overwrite=True)
+    """Remove ``share`` of the MACs; write the plan beside the result."""
+    source, chosen = CUTS[kind]
+    config = PruneConfig(
+        pattern=".*_weights",
+        target_macs=share,
+        data=place.data("train") if chosen.get("criterion") == "taylor" else None,
+        preprocess=PREPROCESS,
+        **chosen,
+    )
+    done, _ = prune(model_io.load(place.file(source)), config)
+    place.save(done.model, f"{kind}-{share:g}")
+    done.plan.save(place.folder / f"{kind}-{share:g}.plan.json", overwrite=True)
     return {"macs": 1 - done.after.macs / done.before.macs}
 
 
@@ -185,11 +204,11 @@ def cut(place: Place, kind: str, share: float) -> dict[str, Any]:
 
 
 def fine_tune(place: Place, share: float, name: str) -> dict[str, Any]:
-    return place.fit(name, model_io.load(place.file(f"original-{share:g}")), "recover")
+    return place.fit(name, model_io.load(place.file(f"l1-{share:g}")), "recover")
 
 
 def distil(place: Place, share: float, name: str) -> dict[str, Any]:
-    return place.fit(name, _merged(place, "original", share), "recover")
+    return place.fit(name, _merged(place, "l1", share), "recover")
 
 
 def distil_blocks(place: Place, share: float, name: str) -> dict[str, Any]:
@@ -197,8 +216,8 @@ def distil_blocks(place: Place, share: float, name: str) -> dict[str, Any]:
 
 
 def distil_folded(place: Place, share: float, name: str) -> dict[str, Any]:
-    plan = place.folder / f"folded-{share:g}.plan.json"
-    model = _merged(place, "folded", share)
+    plan = place.folder / f"taylor-{share:g}.plan.json"
+    model = _merged(place, "taylor", share)
     return place.fit(name, model, "recover", bn="reinsert", like=place.file("folded"), plan=plan)
 
 
@@ -237,11 +256,11 @@ def _pairs(batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
 
 Way = Callable[[Place, float, str], dict[str, Any]]
 WAYS: dict[str, tuple[Way, str]] = {
-    "fine-tune": (fine_tune, "original"),
-    "KD": (distil, "original"),
-    "KD, BN re-inserted": (distil_folded, "folded"),
+    "fine-tune": (fine_tune, "l1"),
+    KD: (distil, "l1"),
+    FOLDED: (distil_folded, "taylor"),
     BLOCKS: (distil_blocks, "blocks"),
-    BY_HAND: (by_hand, "original"),
+    BY_HAND: (by_hand, "l1"),
 }
 """Every way with the cut that it starts from; by hand makes its own."""
 
