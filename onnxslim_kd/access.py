@@ -16,10 +16,11 @@ def graphs(model: ir.Model) -> list[ir.Graph]:
     found = [model.graph]
     for graph in found:  # grows while it is walked
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
+            for attribute in node.attributes.data.values():  # its own views are slow
+                kind = attribute.type
+                if kind is ir.AttributeType.GRAPH:
                     found.append(attribute.value)
-                elif attribute.type == ir.AttributeType.GRAPHS:
+                elif kind is ir.AttributeType.GRAPHS:
                     found.extend(attribute.value)
     return found
 
@@ -45,14 +46,27 @@ def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """Return the shape of a tensor; of a message onnx-ir would make a Shape on every look."""
     if type(tensor) is ir.TensorProtoTensor:  # isinstance is slow on a class made from a Protocol
         return tuple(tensor.raw.dims)
-    return tuple(d for d in tensor.shape if isinstance(d, int))  # and none is a symbol
+    return tuple(tensor.shape.dims)  # type: ignore[arg-type]  # none is a symbol
 
 
 def bytes_of(tensor: ir.TensorProtocol) -> int:
     """Return the bytes of a tensor."""
-    if tensor.dtype == ir.DataType.STRING:
+    is_message = type(tensor) is ir.TensorProtoTensor
+    kind = int(tensor.raw.data_type if is_message else tensor.dtype)
+    if kind == _STRING:
         return tensor.nbytes
-    return -(-prod(extents_of(tensor)) * tensor.dtype.bitwidth // 8)
+    return -(-prod(extents_of(tensor)) * bits_of(kind) // 8)
+
+
+def bits_of(kind: int) -> int:
+    """Return the bits of an element, for the number of its type in the format."""
+    found = _BITS.get(kind)
+    return ir.DataType(kind).bitwidth if found is None else found
+
+
+_STRING = int(ir.DataType.STRING)
+_BITS = {int(k): k.bitwidth for k in ir.DataType if k not in (ir.DataType.UNDEFINED, _STRING)}
+"""To look up a member of an enumeration takes longer than all else about a tensor."""
 
 
 def name_of(value: ir.Value | None) -> str:

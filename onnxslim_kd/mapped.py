@@ -13,7 +13,7 @@ set in their place. All other rules of the format stay with protobuf, which pars
 import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx
@@ -63,28 +63,26 @@ def attach(graphs: Iterable[ir.Graph], data: Buffer) -> None:
         ModelError: A tensor holds more or fewer bytes than its shape needs.
     """
     for graph in graphs:
-        for value in graph.initializers.values():
-            if _is_marked(value.const_value):
-                value.const_value = _tensor(value.const_value, data)
+        for value in graph.initializers.data.values():
+            if _is_marked(held := value.const_value):
+                value.const_value = _tensor(held, data)
         for node in graph:
-            for name, attribute in node.attributes.items():
-                held = attribute.value
-                if attribute.type == ir.AttributeType.TENSOR and _is_marked(held):
+            for name, attribute in node.attributes.data.items():
+                if _is_marked(held := attribute.value):
                     node.attributes[name] = ir.AttrTensor(name, _tensor(held, data))
 
 
-def _is_marked(tensor: object) -> bool:
-    return isinstance(tensor, ir.ExternalTensor) and tensor.location == MARK
+def _is_marked(tensor: object) -> TypeGuard[ir.ExternalTensor]:
+    return type(tensor) is ir.ExternalTensor and tensor.location == MARK
 
 
-def _tensor(marked: ir.TensorProtocol | None, data: Buffer) -> ir.TensorProtocol:
+def _tensor(marked: ir.ExternalTensor, data: Buffer) -> ir.TensorProtocol:
     """A tensor that looks into ``data``, where the mark says."""
-    assert isinstance(marked, ir.ExternalTensor)
-    start, length = marked.offset or 0, marked.length or 0
-    if length != bytes_of(marked) or start + length > len(data):
+    start, length, wanted = marked.offset or 0, marked.length or 0, bytes_of(marked)
+    if length != wanted or start + length > len(data):
         raise ModelError(
             f"tensor {marked.name} holds {length} bytes, its shape"
-            f" {list(extents_of(marked))} needs {bytes_of(marked)}"
+            f" {list(extents_of(marked))} needs {wanted}"
         )
     view = np.frombuffer(data, np.uint8, length, start)
     if marked.dtype.bitwidth < 8:

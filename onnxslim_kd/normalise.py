@@ -34,8 +34,10 @@ def normalised(model: ir.Model, *, typed: bool = False) -> None:
         if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
             free = [None if isinstance(d, int) and d < 0 else d for d in value.shape]
             value.shape = ir.Shape(free)  # some exporters write -1 for a dynamic dimension
-    common.RemoveInitializersFromInputsPass()(model)
-    if any(node.op_type == "Constant" for graph in graphs(model) for node in graph):
+    inside = graphs(model)
+    if any(value.name in graph.initializers for graph in inside for value in graph.inputs):
+        common.RemoveInitializersFromInputsPass()(model)
+    if any(node.op_type == "Constant" for graph in inside for node in graph):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     low, high = IR_VERSIONS
     model.ir_version = min(max(model.ir_version or low, low), high)

@@ -134,8 +134,8 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
         node.attribute[0].t.name = node.output[0]
         graph.initializer.append(node.attribute[0].t)
     gone = {node.output[0] for node in lifted}
-    del graph.node[:]
-    graph.node.extend(node for node in nodes if not node.output or node.output[0] not in gone)
+    graph.node.sort(key=lambda node: bool(node.output) and node.output[0] in gone)  # to the end
+    del graph.node[-len(lifted) :]
 
 
 def _is_constant(node: onnx.NodeProto) -> bool:

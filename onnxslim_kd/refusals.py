@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import graphs
+from onnxslim_kd.access import bits_of, graphs
 from onnxslim_kd.errors import ModelError
 
 
@@ -45,12 +45,12 @@ def refuse_form(proto: onnx.ModelProto, name: str) -> None:
 def tensors(inside: Iterable[ir.Graph]) -> Iterator[ir.TensorProtocol]:
     """Every tensor in initializers and in attributes."""
     for graph in inside:
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             if value.const_value is not None:
                 yield value.const_value
         for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            for attribute in node.attributes.data.values():
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
                     yield attribute.value
 
 
@@ -91,7 +91,7 @@ def refuse_unsupported(model: ir.Model) -> None:
         raise ModelError(f"graph {model.graph.name!r} is empty: it has no nodes")
     inside = graphs(model)
     for tensor in tensors(inside):
-        if isinstance(tensor, ir.TensorProtoTensor):
+        if type(tensor) is ir.TensorProtoTensor:
             _check_length(tensor.raw)
     for graph in inside:
         for node in graph:
@@ -116,10 +116,10 @@ def _check_length(proto: onnx.TensorProto) -> None:
     Typed fields are checked by numpy() on use. The length of a message is known without a copy of
     its bytes; only when it is not the usual one are the bytes themselves looked at.
     """
-    dims = proto.dims
-    if not proto.HasField("raw_data") or any(d < 0 for d in dims):
+    dims = tuple(proto.dims)
+    if not proto.HasField("raw_data") or (dims and min(dims) < 0):
         return
-    wanted = -(-prod(dims) * ir.DataType(proto.data_type).bitwidth // 8)
+    wanted = -(-prod(dims) * bits_of(proto.data_type) // 8)
     if wanted > _CHEAP:
         bare = onnx.TensorProto(name=proto.name, dims=dims, data_type=proto.data_type)
         tag_and_length = 1 + max(1, -(-wanted.bit_length() // 7))
