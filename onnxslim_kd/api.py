@@ -18,6 +18,7 @@ from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
 from onnxslim_kd.passes import prune as pruning
 from onnxslim_kd.passes.groups import Analysis
+from onnxslim_kd.passes.prepare import insist_equal
 from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ties import Attention
 from onnxslim_kd.plans import Plan
@@ -120,6 +121,8 @@ def prune(
     decided = choice if isinstance(choice, Plan) else pruning.plan(analysis, choice)
     before = costs.cost(analysis.model, analysis.shapes)
     samples = reading.correct if reading is not None else None
+    if verify and analysis.notes and not (reading and reading.passes):
+        insist_equal(_as_given(source), analysis.model, analysis.given)
     left_out: list[str] = []
     if samples is not None:
         left_out = correction.left_out(analysis, pruning.removed_by(analysis, decided))
@@ -131,6 +134,11 @@ def prune(
         model_io.save(model, output, overwrite=overwrite)
     cost_after = costs.cost(model, shapes)
     return Pruned(model, decided, before, cost_after, proof, corrected, tuple(left_out))
+
+
+def _as_given(source: model_io.ModelLike) -> str | os.PathLike[str] | ir.Model:
+    is_path = isinstance(source, str | os.PathLike)
+    return source if is_path else model_io.load(source, normalise=False)  # type: ignore[return-value]
 
 
 def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | None:

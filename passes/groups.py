@@ -18,6 +18,7 @@ from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes import grids, ties
 from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids
+from onnxslim_kd.passes.prepare import prepare
 from onnxslim_kd.shapes import Shape, Shapes
 
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -58,6 +59,8 @@ class Analysis:
     """The input shapes that the user gave."""
     free_outputs: tuple[str, ...] = ()
     parameters: list[Parameter] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    """What was written in another form before the walk."""
 
     def labels(self, birth: Birth) -> Ids:
         """The component of every index along the axis of ``birth``."""
@@ -207,7 +210,7 @@ def analyse(
     """Walk a loaded model and solve its ties.
 
     Args:
-        model: A loaded model.
+        model: A loaded model; known branches are inlined and fused operators spelled out, in place.
         attention: Whether heads go, or dimensions of all heads.
         free_outputs: Graph outputs that may lose channels.
         inputs: Shapes for dynamic inputs, by name.
@@ -216,12 +219,14 @@ def analyse(
         UserError: ``inputs`` or ``free_outputs`` do not fit the model.
         ModelError: The graph contradicts itself.
     """
+    notes = prepare(model)
     shapes = shape_sampling.sample(model, inputs)
     channels = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs)
     analysis = Analysis(
         model, shapes, channels, grids.settle(channels), inputs or {}, tuple(free_outputs)
     )
     analysis.parameters = list(_parameters(channels))
+    analysis.notes = notes
     return analysis
 
 

@@ -241,6 +241,7 @@ def rank(
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
     score = score or criterion(choice.criterion, choice.samples)
     ranked, notes = candidates(analysis, free, score, choice.group_score)
+    notes = [*analysis.notes, *notes]
     if choice.samples is not None and choice.criterion in FROM_DATA:
         notes.append(f"{choice.criterion} was measured on {choice.samples.name}")
     if choice.criterion == "taylor" and not (choice.samples and choice.samples.labelled):

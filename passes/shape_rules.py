@@ -20,6 +20,7 @@ from onnxslim_kd.passes.symbolic import (
     divided,
     equal,
     is_natural,
+    less,
     multiply,
     product,
     remainder,
@@ -131,6 +132,10 @@ def _fill(node: ir.Node, x: Sequence[Array]) -> Array:
     return np.full([int(d) for d in x[0]], int(tensor.numpy().item()), object)
 
 
+def _opposite(known: Number | None) -> bool | None:
+    return not known if isinstance(known, int) else None
+
+
 def _where(condition: Number, a: Number, b: Number) -> Number | None:
     if not isinstance(condition, int):
         return None
@@ -213,10 +218,12 @@ def _sliced(found: Known, node: ir.Node) -> Shape | None:
 
 
 def _slice_length(found: Known, size: Number, start: Number, end: Number, step: Number) -> Number:
-    if step != 1:
+    if not isinstance(step, int) or step < 1:
         return found.new()
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(size)[start:end])
+        return len(range(size)[start:end:step])
+    if step > 1:
+        return found.new()
     full = end == size or (isinstance(end, int) and end >= _END)
     return size if start == 0 and full else found.new()
 
@@ -260,8 +267,13 @@ NUMBERS: dict[str, Callable[[ir.Node, Sequence[Array]], Array]] = {
     "Add": _each(add),
     "Div": _each(divide),
     "Equal": _each(equal),
+    "Greater": _each(lambda a, b: less(b, a)),
+    "GreaterOrEqual": _each(lambda a, b: _opposite(less(a, b))),
+    "Less": _each(less),
+    "LessOrEqual": _each(lambda a, b: _opposite(less(b, a))),
     "Mod": _each(remainder),
     "Mul": _each(multiply),
+    "Not": _each(_opposite),
     "Sub": _each(subtract),
     "Where": _each(_where),
     "Cast": _cast,

@@ -110,6 +110,13 @@ def equal(a: Number, b: Number) -> bool | None:
     return None
 
 
+def less(a: Number, b: Number) -> bool | None:
+    """Tell whether ``a < b`` for all dimensions, for none, or (None) for some."""
+    if is_natural(subtract(subtract(b, a), 1)):
+        return True
+    return False if is_natural(subtract(a, b)) else None
+
+
 def is_natural(number: Number) -> bool:
     """Tell whether ``number`` is at least 0 for all dimensions, as far as can be seen."""
     return all(factor >= 0 for factor in _terms(number).values())

@@ -1,0 +1,67 @@
+"""Bring a graph into the words that the rules of pruning and training know."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.errors import ModelError, OperationError, ProofError
+from onnxslim_kd.passes.branches import inline_branches
+from onnxslim_kd.passes.unfuse import unfuse
+
+_STEPS = 0.1
+"""Of a value's magnitude: what steps of quantised numbers add up to where one rounds otherwise."""
+_HALF = 2e-2
+
+
+def prepare(model: ir.Model) -> tuple[str, ...]:
+    """Inline known branches and spell out fused operators, in place; return what was done.
+
+    Args:
+        model: A loaded model; one that has neither stays as it is.
+    """
+    notes = []
+    inlined = inline_branches(model)
+    if inlined:
+        notes.append(f"{inlined} If whose condition never changes: the branch taken was inlined")
+    done = unfuse(model)
+    if done.expanded:
+        counts = ", ".join(f"{number} {name}" for name, number in sorted(done.expanded.items()))
+        notes.append(
+            f"{counts}: written as standard operators, which ONNX Runtime fuses when it loads them"
+        )
+    notes += [f"{name} was not spelled out: {reason}" for name, reason in done.left.items()]
+    return tuple(notes)
+
+
+def insist_equal(
+    source: "str | os.PathLike[str] | ir.Model",
+    model: ir.Model,
+    given: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Compare what `prepare` made of a file with the file.
+
+    Args:
+        source: The model as it was given.
+        model: What was made of it.
+        given: Input shapes by name, where no dynamic size fits.
+
+    Raises:
+        ProofError: The outputs differ.
+    """
+    try:
+        reference = Reference.of(model, source=source, given=given)
+    except (ModelError, OperationError):
+        return  # fused kernels are not there for every type and machine; the standard ones are
+    wrong = reference.differs(model, tolerance=_tolerance(model))
+    if wrong is not None:
+        raise ProofError(f"written as standard operators, the model is another one: {wrong}")
+
+
+def _tolerance(model: ir.Model) -> float:
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return _STEPS
+    values = ir.convenience.create_value_mapping(model.graph).values()
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return _HALF if any(value.dtype in halves for value in values) else TOLERANCE
