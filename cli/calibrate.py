@@ -14,8 +14,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--preprocess", default="", help="The same line as in training.")
 @click.option("--like", type=FILE, help="The model before pruning; needed where BN was folded.")
 @click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
-@click.option("--batches", default=8, show_default=True)
-@click.option("--batch-size", default=64, show_default=True)
+@click.option("--batches", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def calibrate(
     model: Path,
@@ -28,18 +28,13 @@ def calibrate(
     batch_size: int,
     force: bool,
 ) -> None:
-    """Re-estimate the statistics of MODEL, for instance after pruning."""
+    """Re-estimate the statistics of MODEL (of a merged one, its student), as after pruning."""
     from onnxslim_kd import model as model_io
     from onnxslim_kd.training import bn
-    from onnxslim_kd.training.data import Loader
-    from onnxslim_kd.training.datasets import open_source
-    from onnxslim_kd.training.feeds import Feeder
-    from onnxslim_kd.training.transforms import Preprocess
 
     model_io.check_writable(output, overwrite=force)
     loaded = model_io.load(model)
-    source = open_source(data, Feeder(loaded).shapes())
-    some = Loader(source, Preprocess(preprocess), batch_size).some(batches)
+    some = bn.some_batches(loaded, data, preprocess=preprocess, batches=batches, size=batch_size)
     done = bn.calibrate(loaded, some, like, plan)
     model_io.save(loaded, output, overwrite=force)
     click.echo(

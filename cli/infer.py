@@ -13,10 +13,10 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("images", type=FILE, nargs=-1, required=True)
-@click.option("--topk", default=5, show_default=True)
+@click.option("--topk", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--labels", type=FILE, help="A text file with one class name per line.")
 @click.option("--preprocess", default="", help="The same line as in training.")
-@click.option("--batch-size", default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
 @click.option("--threads", default=0, help="0 lets the runtime choose.")
 @click.option("--json", "as_json", is_flag=True)
@@ -40,7 +40,8 @@ def infer(
     try:
         names = labels.read_text().splitlines() if labels else None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{labels}: cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{labels}: cannot be read: {why}") from error
     predictor = Predictor(model_io.load(model), provider=provider, threads=threads)
     reading = Reading(preprocess=preprocess, batch_size=batch_size)
     table = Table("image", "class", "probability", box=None)

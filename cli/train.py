@@ -178,7 +178,8 @@ def describe(event: Mapping[str, Any]) -> list[str]:
         lines += _listed("other shape, kept", event["other_shape"])
         return lines + _listed("not in that file, kept", event["missing"])
     if kind == "bn":
-        return _listed("BatchNormalization re-inserted behind", event["reinserted"])
+        done = _listed("BatchNormalization re-inserted behind", event["reinserted"])
+        return done or ["BatchNormalization re-inserted nowhere: no convolution lost it"]
     if kind == "resume":
         return [f"resumes after epoch {event['epoch']}, step {event['step']}"]
     if kind in ("step", "epoch"):

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from onnxslim_kd.errors import NotFoundError, OperationError, UserError, near_misses
+from onnxslim_kd.errors import (
+    NotFoundError,
+    OnnxSlimError,
+    OperationError,
+    UserError,
+    near_misses,
+)
 
 
 def find(spec: str) -> Callable[..., Any]:
@@ -31,6 +37,20 @@ def find(spec: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{spec} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]  # callable() does not narrow Any
+
+
+def call(spec: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a user's function, named in messages as ``spec``.
+
+    Raises:
+        OperationError: It fails.
+    """
+    try:
+        return function(*args, **options)
+    except OnnxSlimError:
+        raise
+    except Exception as error:  # it is the user's, and may raise anything
+        raise OperationError(f"{spec} failed: {type(error).__name__}: {error}") from error
 
 
 def _import(name: str, spec: str) -> Any:

@@ -57,7 +57,7 @@ def test_npz_takes_inputs_by_name_or_one_array_as_image(tmp_path):
     with pytest.raises(UserError, match="one row per sample each, got"):
         open_source(f"npz:{path}")
     path.write_bytes(b"no zip")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not an npz file, or cut short"):
         open_source(f"npz:{path}")
 
 
@@ -138,7 +138,9 @@ def test_coco_boxes_follow_the_image(images):
     [
         ("digit", "the kind must be one of digits, .* near misses: digits"),
         ("digits?splt=train", "option 'splt' is not one of digits's: split"),
-        ("nowhere.at_all:make", "nowhere.at_all:make: cannot be imported"),
+        ("nowhere.at_all:make", "nowhere.at_all:make: no module 'nowhere'"),
+        ("folder:/no/such", "folder:/no/such: no such folder"),
+        ("coco:/no/such.json", "coco:/no/such.json: cannot be read: No such file"),
         ("random", "the shape of image is dynamic; give random"),
         ("random?size=-1&shape=3", "give a whole number above 0"),
         ("npz:/no/such.npz", "npz:/no/such.npz: cannot be read"),

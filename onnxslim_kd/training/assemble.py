@@ -45,11 +45,10 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
         UserError: Settings, data and model do not fit together.
         ModelError: Operators that cannot be trained; all are listed.
     """
-    if config.amp == "fp16" and world.device == "cpu":
-        raise UserError("amp fp16 needs a CUDA device; use bf16 or none on the CPU")
+    roles = roles_io.read(model)
+    _check(config, roles, world)
     model = _free(model, config, world)
     untie(model)
-    roles = roles_io.read(model)
     if config.init_from is not None:
         given = model_io.load(config.init_from)
         untie(given)  # so that the names are the same
@@ -58,9 +57,7 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
         speak({"event": "init", **load_weights(model, given)})
     feeder = Feeder(model, roles, config.seed, world.device, world.shard)
     loader, val_loader = _loaders(config, feeder, world)
-    if bn.wants_reinsertion(config.bn, bn.student_of(model, roles)):
-        done = bn.reinsert(model, roles, loader.some(bn.BATCHES), config.like, config.plan)
-        speak({"event": "bn", "reinserted": done})
+    _reinsert(model, roles, loader, config, speak)
     objective = Objective(model, roles, config)
     for held in (loader, val_loader):
         if held is not None:
@@ -91,6 +88,17 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     )
 
 
+def _check(config: TrainConfig, roles: roles_io.Roles | None, world: World) -> None:
+    """Refuse settings that cannot work, or would do nothing."""
+    if config.amp == "fp16" and world.device == "cpu":
+        raise UserError("amp fp16 needs a CUDA device; use bf16 or none on the CPU")
+    if config.checkpoint_steps and config.checkpoint is None:
+        raise UserError("checkpoint_steps has no effect without checkpoint")
+    for setting in ("mutual", "cache_teacher") if not teacher_prefixes(roles) else ():
+        if getattr(config, setting):
+            raise UserError(f"{setting} needs a merged model with a teacher; this one has none")
+
+
 def _free(model: ir.Model, config: TrainConfig, world: World) -> ir.Model:
     """Return the model with a batch as large as training wants it."""
     piece = config.batch_size // world.size // config.accumulate
@@ -107,6 +115,21 @@ def _free(model: ir.Model, config: TrainConfig, world: World) -> ir.Model:
     return model
 
 
+def _reinsert(
+    model: ir.Model, roles: roles_io.Roles | None, loader: Loader, config: TrainConfig, speak: Speak
+) -> None:
+    """Put BatchNormalization back, in place, where the config wants that."""
+    done: list[str] = []
+    if bn.wants_reinsertion(config.bn, bn.student_of(model, roles)):
+        done = bn.reinsert(model, roles, loader.some(bn.BATCHES), config.like, config.plan)
+        speak({"event": "bn", "reinserted": done})
+    if config.like is not None and not done:
+        raise UserError(
+            f"like is for BatchNormalization that is put back, and with bn {config.bn} none is in"
+            f" this model; leave like out"
+        )
+
+
 def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader, Loader | None]:
     preprocess = Preprocess(config.preprocess)
     shapes = feeder.shapes()
@@ -118,6 +141,12 @@ def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader,
         "max_bad": config.max_bad,
     }
     loader = Loader(open_source(config.data, shapes), preprocess, **settings)
+    counts = world.gather(len(loader.source))
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"the processes see different data, of {', '.join(map(str, counts))} samples; each"
+            f" takes its own part of the same list"
+        )
     val_data = config.val_data
     if val_data is None and config.data == "digits":
         val_data = "digits?split=test"

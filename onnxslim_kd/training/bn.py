@@ -9,15 +9,18 @@ import onnx_ir as ir
 import torch
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import batchnorm
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.roles import Roles
-from onnxslim_kd.training.data import Batch
+from onnxslim_kd.training.data import Batch, Loader
+from onnxslim_kd.training.datasets import open_source
 from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.ops_norm import BatchNorm
 from onnxslim_kd.training.tidy import extract
+from onnxslim_kd.training.transforms import Preprocess
 
 Array = np.ndarray[Any, Any]
 BATCHES = 8
@@ -29,6 +32,18 @@ def student_of(model: ir.Model, roles: Roles | None) -> ir.Model:
     if roles is None:
         return model
     return extract(model, roles.student_outputs, roles.student_inputs)
+
+
+def some_batches(
+    model: ir.Model, data: str, *, preprocess: str = "", batches: int = BATCHES, size: int = 64
+) -> list[Batch]:
+    """Read up to ``batches`` batches of ``size`` from all over ``data``, labels or not.
+
+    Raises:
+        UserError: The data cannot be read.
+    """
+    source = open_source(data, Feeder(model, roles_io.read(model)).shapes())
+    return Loader(source, Preprocess(preprocess), size).some(batches)
 
 
 def wants_reinsertion(mode: str, model: ir.Model) -> bool:
@@ -107,15 +122,16 @@ def arrays(model: ir.Model, batches: Iterable[Batch]) -> Iterator[dict[str, Arra
 def reestimate(model: ir.Model, batches: Iterable[Batch]) -> list[str]:
     """Set running statistics to their mean over ``batches``, in place; weights stay.
 
-    Every layer sees what the normalised layers before it give ("precise" statistics, Wu and
-    Johnson 2021), so the order of layers needs no care.
+    Of a merged model those of the student alone. Every layer sees what the normalised layers
+    before it give ("precise" statistics, Wu and Johnson 2021), so the order needs no care.
 
     Returns:
         The names of the BatchNormalization nodes.
     """
-    lowered = lower(model, trainable=()).train()
+    student = student_of(model, roles_io.read(model))
+    lowered = lower(student, trainable=()).train()
     nodes = {name: n for name, n in lowered.modal_nodes().items() if isinstance(n, BatchNorm)}
-    feeder, count = Feeder(model), 0
+    feeder, count = Feeder(student), 0
     for module in lowered.modal_nodes().values():
         module.train(module.node_name in nodes)  # no dropout
     for count, batch in enumerate(batches):
@@ -136,13 +152,18 @@ def calibrate(
     biases then give each channel the mean and deviation that it had in ``like``.
 
     Raises:
-        UserError: There is nothing to calibrate, or ``like`` does not fit.
+        UserError: There is nothing to calibrate or no data, or ``like`` does not fit.
     """
-    if not wants_reinsertion("auto", model):
+    if not batches:
+        raise UserError("the data has no samples to measure on")
+    roles = roles_io.read(model)
+    if not wants_reinsertion("auto", student_of(model, roles)):
+        if like is not None:
+            raise UserError("the model has live BatchNormalization, which needs no --like")
         return {"reestimated": len(reestimate(model, batches)), "corrected": 0}
     if like is None:
         raise UserError("the model has no BatchNormalization; give the original with --like")
-    done = reinsert(model, None, batches, like, plan)
+    done = reinsert(model, roles, batches, like, plan)
     if not done:
         raise UserError("the model has no convolution that statistics could correct")
     reestimate(model, batches)

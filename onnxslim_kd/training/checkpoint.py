@@ -61,6 +61,18 @@ def fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
+def make(folder: Path) -> None:
+    """Make the folder that checkpoints live in, if it is not there.
+
+    Raises:
+        OperationError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperationError(f"checkpoint {folder}: cannot be made: {error.strerror}") from error
+
+
 def save(
     folder: Path,
     checkpoint: Checkpoint,
@@ -81,7 +93,7 @@ def save(
     """
     place, beside = folder / checkpoint.name, folder / f".{checkpoint.name}.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         _sweep(folder)
         beside.mkdir()
         save_file(

@@ -145,6 +145,15 @@ class TrainConfig(_Strict):
             )
         if self.labels.mixup and self.labels.cutmix:
             raise ValueError("labels.mixup and labels.cutmix exclude each other")
+        for setting, needed in NEEDS.items():
+            if getattr(self, setting) and not getattr(self, needed):
+                raise ValueError(f"{setting} has no effect without {needed}")
+        late = [cut.epoch for cut in self.cuts if cut.epoch >= self.epochs]
+        if late:
+            raise ValueError(
+                f"a cut before epoch {late[0]} never comes: epochs count from 0, there are"
+                f" {self.epochs}"
+            )
         return self
 
 
@@ -180,16 +189,29 @@ def read(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if path is not None:
         try:
             settings = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: cannot be read as YAML: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: cannot be read: {why}") from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: is not YAML: {_one_line(error)}") from error
         if not isinstance(settings, dict):
             raise UserError(f"{path}: must hold settings, got a {type(settings).__name__}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"override {override!r} must be key=value, for instance epochs=5")
-        put(settings, key, yaml.safe_load(value))
+        try:
+            put(settings, key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UserError(f"override {override!r} is not YAML: {_one_line(error)}") from error
     return dict(settings)
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    """Say what is wrong and where, of the several lines that the parser has for it."""
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or error}{place}"
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:
@@ -232,3 +254,7 @@ def _fields(kind: Any, path: Iterable[Any]) -> list[str]:
             inner = [annotation, *getattr(annotation, "__args__", ())]
             kind = next((model for model in inner if hasattr(model, "model_fields")), kind)
     return list(kind.model_fields)
+
+
+NEEDS = {"plan": "like", "init_shapes": "init_from"}
+"""Settings that say nothing without another."""

@@ -72,7 +72,7 @@ class Loader:
         return len(self.source) // self.batch_size
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Give the training batches of ``epoch`` from batch ``start`` on.
+        """Give the training batches of ``epoch`` from batch ``start`` on, empty ones too.
 
         Raises:
             UserError: The source is smaller than a batch, or too many samples are bad.
@@ -94,7 +94,7 @@ class Loader:
         count = len(self.source) if limit is None else min(limit, len(self.source))
         keys = [(EVALUATION, index) for index in range(count)]
         size = self.batch_size
-        return self._batches([keys[start : start + size] for start in range(0, count, size)])
+        return self._readable([keys[start : start + size] for start in range(0, count, size)])
 
     def some(self, batches: int) -> list[Batch]:
         """Return up to ``batches`` batches from all over the source, without chance."""
@@ -103,7 +103,10 @@ class Loader:
         keys = [(EVALUATION, int(index)) for index in rows]
         size = self.batch_size
         parts = [keys[start : start + size] for start in range(0, len(keys), size)]
-        return list(self._batches(parts))
+        return list(self._readable(parts))
+
+    def _readable(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        return (batch for batch in self._batches(keys) if len(batch))
 
     def _batches(self, keys: Sequence[Sequence[Key]]) -> Iterator[Batch]:
         dataset = _Keyed(self.source, self.preprocess, self.seed)
@@ -124,8 +127,9 @@ class Loader:
     def _count(self, batch: Batch) -> None:
         self.bad.update(batch.bad)
         if len(self.bad) > self.max_bad:
+            held = "1 sample" if len(self.bad) == 1 else f"{len(self.bad)} samples"
             raise UserError(
-                f"{len(self.bad)} samples cannot be read, {self.max_bad} are allowed (max_bad);"
+                f"{held} cannot be read, {self.max_bad} are allowed (max_bad);"
                 f" the first: {next(iter(self.bad.values()))}"
             )
 

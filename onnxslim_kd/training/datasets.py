@@ -6,9 +6,9 @@ samples have the label -1. What cannot be decoded raises `BadSample`; the loader
 """
 
 import gzip
-import importlib
 import random
 import struct
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from onnxslim_kd import plugins
 from onnxslim_kd.errors import UserError, near_misses
-from onnxslim_kd.training.images import Options, Shapes, coco, folder, imagelist
+from onnxslim_kd.training.images import (
+    BadSample,
+    Options,
+    Shapes,
+    coco,
+    folder,
+    imagelist,
+    reason,
+)
 from onnxslim_kd.training.transforms import Sample
 
 LABEL_KEYS = ("label", "mask", "boxes", "soft", "ratios")
@@ -82,11 +91,7 @@ def digits(path: str, options: Options, shapes: Shapes) -> Source:
 
 def npz(path: str, options: Options, shapes: Shapes) -> Source:
     """Open ``npz:file.npz``: one array per input; ``label`` (or ``y``), ``mask``, ``boxes``."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise UserError(f"npz:{path}: cannot be read: {error}") from error
+    arrays = _read_npz(path)
     for name in ("y", "labels"):
         if name in arrays and name not in shapes:
             arrays["label"] = arrays.pop(name)
@@ -99,6 +104,20 @@ def npz(path: str, options: Options, shapes: Shapes) -> Source:
     if "label" in arrays and arrays["label"].dtype.kind in "iu":
         arrays["label"] = arrays["label"].astype(np.int64)
     return Arrays(arrays)
+
+
+def _read_npz(path: str) -> dict[str, np.ndarray[Any, Any]]:
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise UserError(f"npz:{path}: is not an npz file, or cut short")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"npz:{path}: cannot be read: {reason(error)}") from error
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise UserError(f"npz:{path}: {name!r} holds {array.dtype}, which are no numbers")
+    return arrays
 
 
 def idx(path: str, options: Options, shapes: Shapes) -> Source:
@@ -126,7 +145,7 @@ def _read_idx(path: Path, rank: int) -> np.ndarray[Any, Any]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     header = 4 + 4 * rank
     if len(data) < header or data[:4] != bytes([0, 0, 8, rank]):
         raise UserError(f"{path}: is not an IDX file of {rank} dimensions of bytes")
@@ -188,44 +207,40 @@ class External:
     """A torch Dataset of the user's: items are dicts of tensors, or (image, label) pairs."""
 
     dataset: Any
+    name: str
     labels: None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def sample(self, index: int, seed: Sequence[int]) -> Sample:
-        """Return item ``index`` with every common generator seeded, so that runs can resume."""
+        """Return item ``index`` with every common generator seeded, so that runs can resume.
+
+        Raises:
+            BadSample: The user's code fails on it, or gives no numbers.
+        """
         state = int(np.random.SeedSequence(list(seed)).generate_state(1)[0])
         torch.manual_seed(state)
         np.random.seed(state)
         random.seed(state)
-        item = self.dataset[index]
-        if not isinstance(item, Mapping):
-            item = dict(zip(("image", "label"), item, strict=False))
-        return {name: torch.as_tensor(value) for name, value in item.items()}
+        try:
+            item = self.dataset[index]
+            if not isinstance(item, Mapping):
+                item = dict(zip(("image", "label"), item, strict=False))
+            return {name: torch.as_tensor(value) for name, value in item.items()}
+        except Exception as error:  # it is the user's, and may raise anything
+            kind = type(error).__name__
+            raise BadSample(f"{self.name}: item {index}: {kind}: {error}") from error
 
 
 def external(path: str, options: Options) -> Source:
     """Open ``package.module:function?key=value``: a function that returns a torch Dataset."""
-    dataset = load_object(path)(**options)
+    dataset = plugins.call(f"data {path}", plugins.find(path), **options)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise UserError(
             f"{path}: must return a Dataset with a length, got {type(dataset).__name__}"
         )
-    return External(dataset)
-
-
-def load_object(path: str) -> Any:
-    """Import ``package.module:name``.
-
-    Raises:
-        UserError: The module or the name is not there.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be imported: {error}") from error
+    return External(dataset, path)
 
 
 def open_source(spec: str, shapes: Shapes | None = None) -> Source:

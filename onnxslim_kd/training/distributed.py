@@ -65,6 +65,15 @@ class World:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return bool(tensor)
 
+    def gather(self, number: int) -> list[int]:
+        """Return the number of every process, by rank."""
+        if self.size == 1:
+            return [number]
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        numbers[self.rank] = number
+        dist.all_reduce(numbers)
+        return [int(each) for each in numbers.tolist()]
+
     def wait(self) -> None:
         """Let every process come to this line."""
         if self.size > 1:

@@ -67,6 +67,7 @@ def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event:
         speak = listen if world.leads else lambda event: None
         run = Run(assemble(model, config, world, speak), config, world, speak)
         run.resume()
+        run.rehearse()
         finished = run.fit(interrupted)
         run.finish()
         return Outcome(run.plant.model, run.history, finished, world.leads)
@@ -107,7 +108,8 @@ class Run:
             started, seen = time.perf_counter(), 0
             self.plant.lowered.train()
             for batch in self.plant.loader.train(self.epoch, self.step):
-                rate, record = self._rate(), self._step(batch)
+                rate = self._rate()
+                record = self._step(batch) if self._usable(batch) else {}
                 self.step += 1
                 seen += len(batch) * self.world.size
                 self._log(record, rate, seen / (time.perf_counter() - started))
@@ -118,6 +120,19 @@ class Run:
                     self._save()
             self._end_epoch(time.perf_counter() - started)
         return True
+
+    def _usable(self, batch: Batch) -> bool:
+        """Tell whether a sample of the batch can be read; the step is left out if there is none.
+
+        Raises:
+            OperationError: There is none, and other processes wait for this one's gradient.
+        """
+        if len(batch) == 0 and self.world.size > 1:
+            raise OperationError(
+                f"process {self.world.rank} can read no sample of a batch; mend the data (the"
+                f" first: {batch.bad[0][1]}) or make batch_size larger"
+            )
+        return len(batch) > 0
 
     def _shrink(self) -> None:
         """Make the cuts that are due before this epoch; momentum and averages are cut along."""
@@ -137,7 +152,7 @@ class Run:
         from onnxslim_kd.training import shrink
 
         old = self.plant.model
-        settings = self.config.model_copy(update={"init_from": None})
+        settings = self.config.model_copy(update=shrink.ALREADY)
         self.plant = assemble(prune.cut(old, plan), settings, self.world, self.listen)
         if state is not None:
             self.plant.restore(shrink.sliced(old, state, plan), optimizer=True)
@@ -190,7 +205,7 @@ class Run:
     def _log(self, record: Mapping[str, Tensor], rate: float, speed: float) -> None:
         steps = self.plant.loader.steps
         place = {"epoch": self.epoch, "step": self.step, "steps": steps}
-        if self.step % self.config.log_steps and self.step != steps:
+        if not record or (self.step % self.config.log_steps and self.step != steps):
             self.listen({"event": "tick", **place})
             return
         self.listen(
@@ -216,6 +231,11 @@ class Run:
 
     # ------------------------------------------------------------------- evaluation
 
+    def rehearse(self) -> None:
+        """Evaluate one batch: what does not fit must not wait for the end of the first epoch."""
+        if self.plant.val_loader is not None and self.epoch < self.config.epochs:
+            self.plant.measure(self.epoch, self.config.batch_size)
+
     def evaluate(self) -> dict[str, float]:
         """Measure the student (its moving average, if there is one); keep the best model."""
         if self.plant.val_loader is None:
@@ -226,7 +246,6 @@ class Run:
             if self.best is None or (value < self.best if lower else value > self.best):
                 self.best = value
                 if self.config.checkpoint is not None and self.world.leads:
-                    self.config.checkpoint.mkdir(parents=True, exist_ok=True)
                     self.plant.export(self.config.checkpoint / "best.onnx")
         return result
 
@@ -243,6 +262,7 @@ class Run:
                 self.plant.state(),
                 {
                     "optimizer": self.config.optimizer.name,
+                    "batch_size": self.config.batch_size,
                     "best": self.best,
                     "history": self.history,
                     "plans": [plan.model_dump(mode="json") for plan in self.plans],
@@ -267,9 +287,12 @@ class Run:
 
         Raises:
             UserError: It is of another graph, or damaged.
+            OperationError: The folder cannot be made.
         """
         if self.config.checkpoint is None:
             return
+        if self.world.leads:
+            checkpoints.make(self.config.checkpoint)
         held = checkpoints.newest(self.config.checkpoint, self.graph)
         if held is None:
             return
@@ -277,11 +300,12 @@ class Run:
             self._replant(Plan.model_validate(plan))
         same = held.notes["optimizer"] == self.config.optimizer.name
         self.plant.restore(held.tensors, optimizer=same)
-        self.epoch, self.step = held.epoch, held.step
+        seen = held.step * held.notes["batch_size"]  # it may be another one now
+        self.epoch, self.step = held.epoch, seen // self.config.batch_size
         self.best, self.history = held.notes["best"], list(held.notes["history"])
         if held.notes["scaler"]:  # empty where the run had no scaling
             self.plant.scaler.load_state_dict(held.notes["scaler"])
-        self.listen({"event": "resume", "epoch": held.epoch, "step": held.step})
+        self.listen({"event": "resume", "epoch": self.epoch, "step": self.step})
 
     def finish(self) -> None:
         """Put the weights (their moving average, if there is one) into the model."""

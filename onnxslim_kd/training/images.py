@@ -23,6 +23,11 @@ class BadSample(Exception):
     """A sample that cannot be read: missing, cut short, not an image."""
 
 
+def reason(error: Exception) -> str:
+    """Say why a file cannot be read, without its name: the sentence has it already."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @dataclass(frozen=True)
 class Images:
     """Image files, decoded on demand; the label is a class, a mask's file or boxes."""
@@ -68,15 +73,15 @@ def _pixels(path: Path, mode: str | None) -> np.ndarray[Any, Any]:
         with Image.open(path) as image:
             return np.array(image.convert(mode) if mode else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadSample(f"{path}: {error}") from error
+        raise BadSample(f"{path}: {reason(error)}") from error
 
 
 def folder(path: str, options: Options, shapes: Shapes) -> Images:
     """Open ``folder:root``: one sub-folder per class, classes in the order of their names."""
     root = Path(path)
-    names = (
-        sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
-    )
+    if not root.is_dir():
+        raise UserError(f"folder:{path}: no such folder")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     if not names:
         raise UserError(f"folder:{path}: holds no sub-folder per class")
     found = [
@@ -115,7 +120,7 @@ def _rows(path: Path, delimiter: str) -> list[tuple[str, str]]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     rows = [line.strip() for line in lines if line.strip()]
     if not rows:
         raise UserError(f"{path}: the list is empty")
@@ -144,8 +149,11 @@ def coco(path: str, options: Options, shapes: Shapes) -> Images:
             x, y, width, height = entry["bbox"]
             box = [x, y, x + width, y + height, order[entry["category_id"]]]
             boxes[entry["image_id"]].append(box)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"coco:{path}: is not a COCO annotation file: {error!r}") from error
+    except OSError as error:
+        raise UserError(f"coco:{path}: cannot be read: {reason(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"coco:{path}: is not a COCO annotation file: {what}") from error
     root = Path(options.get("root", Path(path).parent))
     files = [root / image["file_name"] for image in content["images"]]
     return Images(files, boxes=[np.array(rows).reshape(-1, 5) for rows in boxes.values()])

@@ -64,7 +64,10 @@ def _board(folder: Path) -> Iterator[Listener]:
         raise UserError(
             "tensorboard is not installed: pip install 'onnxslim-kd[tensorboard]'"
         ) from error
-    writer: Any = SummaryWriter(str(folder))
+    try:
+        writer: Any = SummaryWriter(str(folder))
+    except OSError as error:
+        raise UserError(f"tensorboard {folder}: cannot be written: {error.strerror}") from error
     steps = 0
 
     def listen(event: Event) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxslim_kd.errors import OnnxSlimError, OperationError, UserError, near_misses
-from onnxslim_kd.training.datasets import load_object
+from onnxslim_kd import plugins
+from onnxslim_kd.errors import OperationError, UserError, near_misses
 from onnxslim_kd.training.images import UNLABELLED
 
 Array = np.ndarray[Any, Any]
@@ -43,6 +43,15 @@ def _entry(entries: Arrays, name: str) -> Array:
     return entries[name]
 
 
+def _check_classes(labels: Array, classes: int) -> None:
+    wrong = labels[(labels < UNLABELLED) | (labels >= classes)]
+    if wrong.size:
+        raise UserError(
+            f"the data has label {wrong[0]}, the model has {classes} classes (0 to {classes - 1};"
+            f" {UNLABELLED} is unlabelled)"
+        )
+
+
 @dataclass
 class Accuracy:
     """Top-1 and top-5 in percent; unlabelled samples do not count."""
@@ -56,6 +65,7 @@ class Accuracy:
         """Count the labels among the best 1 and 5 of the first output [B, C]."""
         labels = _entry(entries, "label").reshape(-1)
         scores = first(outputs).reshape(len(labels), -1)
+        _check_classes(labels, scores.shape[1])
         scores, labels = scores[labels != UNLABELLED], labels[labels != UNLABELLED]
         self.classes = scores.shape[1]
         # Ties count against the model: a constant output must not look right.
@@ -85,6 +95,7 @@ class MeanIoU:
         if found.shape != truth.shape:
             raise UserError(f"the output gives {found.shape} classes, the masks are {truth.shape}")
         classes = scores.shape[1] if scores.ndim == 4 else int(max(found.max(), truth.max())) + 1
+        _check_classes(truth, classes)
         self._grow(max(classes, int(truth.max()) + 1))
         assert self.matrix is not None
         counted = truth != UNLABELLED
@@ -183,13 +194,7 @@ class Average:
 
     def update(self, outputs: Arrays, entries: Arrays) -> None:
         """Call the function on one batch."""
-        try:
-            value = self.function(outputs, entries)
-        except OnnxSlimError:
-            raise
-        except Exception as error:  # it is the user's, and may raise anything
-            kind = type(error).__name__
-            raise OperationError(f"metric {self.name} failed: {kind}: {error}") from error
+        value = plugins.call(f"metric {self.name}", self.function, outputs, entries)
         numbers = value if isinstance(value, Mapping) else {self.name: value}
         size = len(first(outputs))
         for name, given in numbers.items():
@@ -222,7 +227,7 @@ def make(name: str, entries: Mapping[str, object]) -> Metric:
     if name in METRICS:
         return METRICS[name]()
     if ":" in name:
-        function = load_object(name)
+        function = plugins.find(name)
         lower = bool(getattr(function, "lower_is_better", False))
         return Average(function, name.partition(":")[2], lower)
     raise UserError(

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd import plugins
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.roles import Roles
 from onnxslim_kd.training.config import Labels, TrainConfig
 from onnxslim_kd.training.data import Batch
-from onnxslim_kd.training.datasets import load_object
 from onnxslim_kd.training.images import UNLABELLED
 
 Values = Mapping[str, Tensor]
@@ -124,8 +124,7 @@ class Objective:
     def _own(self, values: Values, entries: Values, mix: Mix | None) -> Tensor:
         if self.settings.loss not in LOSSES:
             outputs = {name: values[name] for name in self.student}
-            loss: Tensor = load_object(self.settings.loss)(outputs, entries)
-            return loss
+            return _by_user(self.settings.loss, outputs, entries)
         key = next((key for key in ("mask", "label") if key in entries), None)
         if key is None:
             raise UserError(
@@ -133,7 +132,7 @@ class Objective:
                 f" {', '.join(sorted(entries))}; use a merged model or another data spec"
             )
         if self.settings.loss == "mse":
-            return F.mse_loss(values[self.student[0]].float(), entries[key].float())
+            return _mean_square(values[self.student[0]].float(), entries[key].float())
         loss = self._cross_entropy(values[self.scores].float(), entries[key])
         if mix is None:
             return loss
@@ -141,8 +140,13 @@ class Objective:
         return mix.part * loss + (1 - mix.part) * other
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point() or labels.numel() * scores.shape[1] != scores.numel():
+            raise UserError(
+                f"cross-entropy wants one class per sample (or pixel) of scores"
+                f" {list(scores.shape)}, the data gives {_described(labels)}; for probabilities"
+                f" merge with the loss soft_label and call them soft"
+            )
         scores = scores.reshape(*scores.shape[:2], *labels.shape[1:])
-
         losses = F.cross_entropy(
             scores,
             labels.long(),
@@ -157,6 +161,11 @@ class Objective:
         """Return the batch with samples blended (mixup) or patched (cutmix), if asked for."""
         if not self._mixes:
             return batch, None
+        if not {"image", "label"} <= batch.entries.keys():
+            raise UserError(
+                f"labels.mixup and cutmix need 'image' and 'label' in the data, which has"
+                f" {', '.join(sorted(batch.entries))}"
+            )
         rng = np.random.default_rng(seeds)
         alpha = self.settings.mixup or self.settings.cutmix
         part = float(rng.beta(alpha, alpha))
@@ -168,6 +177,27 @@ class Objective:
             image, part = _patched(image, partner, part, rng)
         entries = {**batch.entries, "image": image, PARTNER: batch.entries["label"][partner]}
         return Batch(entries, batch.indices, batch.bad), Mix(part)
+
+
+def _by_user(spec: str, outputs: Values, entries: Values) -> Tensor:
+    loss = plugins.call(f"labels.loss {spec}", plugins.find(spec), outputs, entries)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = _described(loss) if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"labels.loss {spec} must return a scalar tensor, got {given}")
+    return loss.reshape(())
+
+
+def _mean_square(found: Tensor, wanted: Tensor) -> Tensor:
+    if found.shape != wanted.shape:
+        raise UserError(
+            f"labels.loss mse wants labels of the output's shape {list(found.shape)}, the data"
+            f" gives {list(wanted.shape)}"
+        )
+    return F.mse_loss(found, wanted)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _patched(

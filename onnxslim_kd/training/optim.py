@@ -26,11 +26,15 @@ def matching(patterns: Iterable[str], names: Iterable[str], setting: str) -> set
         except re.error as error:
             raise NotFoundError(f"{setting}: {pattern!r} is no pattern: {error}") from error
         if not hits:
-            raise NotFoundError(
-                f"{setting}: no parameter matches {pattern!r}{near_misses(pattern, known)}"
-            )
+            hint = near_misses(pattern, known) or f"; there are {shortened(known)}"
+            raise NotFoundError(f"{setting}: no parameter matches {pattern!r}{hint}")
         found |= hits
     return found
+
+
+def shortened(names: list[str], most: int = 4) -> str:
+    """List the first names."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def build(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:

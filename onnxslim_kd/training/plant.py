@@ -76,7 +76,8 @@ class Plant:
         batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
         feeds = self._arranged(self.feeder(batch, number))
         entries = {name: tensor.to(self.world.device) for name, tensor in batch.entries.items()}
-        for rows in np.array_split(np.arange(len(batch)), self.config.accumulate):
+        pieces = min(self.config.accumulate, len(batch))  # unreadable samples are missing
+        for rows in np.array_split(np.arange(len(batch)), pieces):
             piece = slice(int(rows[0]), int(rows[-1]) + 1)
             held = {name: tensor[piece] for name, tensor in feeds.items()}
             if self.teacher is not None:
@@ -137,14 +138,19 @@ class Plant:
     # ------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
-    def measure(self, epoch: int) -> tuple[dict[str, float], bool]:
-        """Return the numbers on the evaluation data, and whether lower is better."""
+    def measure(self, epoch: int, samples: int | None = None) -> tuple[dict[str, float], bool]:
+        """Return the numbers on the evaluation data, and whether lower is better.
+
+        Args:
+            epoch: Whose loss terms count.
+            samples: How many to measure on; None for all.
+        """
         assert self.val_loader is not None
         self.lowered.eval()
         if self.config.metric == "loss":
-            return {"val_loss": self._mean_loss(epoch)}, True
+            return {"val_loss": self._mean_loss(epoch, samples)}, True
         metric: metrics.Metric | None = None
-        for batch in self.val_loader.evaluate():
+        for batch in self.val_loader.evaluate(samples):
             metric = metric or metrics.make(self.config.metric, batch.entries)
             feeds = self._arranged(self.feeder(batch, skip=self.feeder.extras()))
             values = self._run(self.lowered, feeds, self.objective.student)
@@ -154,10 +160,10 @@ class Plant:
             raise UserError("the evaluation data has no samples")
         return metric.result(), metric.lower_is_better
 
-    def _mean_loss(self, epoch: int) -> float:
+    def _mean_loss(self, epoch: int, samples: int | None) -> float:
         assert self.val_loader is not None
         total, count = 0.0, 0
-        for batch in self.val_loader.evaluate():
+        for batch in self.val_loader.evaluate(samples):
             feeds = self._arranged(self.feeder(batch))
             if self.teacher is not None:
                 feeds |= self._taught(feeds)

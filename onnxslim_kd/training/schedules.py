@@ -31,12 +31,9 @@ class Schedule(BaseModel):
         if self.kind == "piecewise" and not self.boundaries:
             raise ValueError("piecewise needs boundaries, for instance [30, 60, 90]")
         if list(self.boundaries) != sorted(self.boundaries):
-            raise ValueError(f"boundaries must rise, got {list(self.boundaries)}")
+            raise ValueError("boundaries must rise")
         if self.values and len(self.values) != len(self.boundaries) + 1:
-            raise ValueError(
-                f"values must be one more than boundaries: {len(self.boundaries) + 1},"
-                f" got {len(self.values)}"
-            )
+            raise ValueError(f"values must be one more than boundaries: {len(self.boundaries) + 1}")
         return self
 
     def rate(self, lr: float, epoch: float, epochs: int) -> float:

@@ -20,6 +20,8 @@ from onnxslim_kd.training.config import Cut, Sparsity
 from onnxslim_kd.training.opnode import to_torch
 
 Parameters = Mapping[str, nn.Parameter]
+ALREADY = {"init_from": None, "init_shapes": False, "like": None, "plan": None}
+"""Settings of a run that its model has seen before the first cut."""
 
 
 def parse(text: str) -> list[dict[str, Any]]:

@@ -139,9 +139,9 @@ def _centre(sample: Sample, height: int, width: int) -> Sample:
 
 
 def _size(value: str) -> tuple[int, int]:
-    sides = [int(part) for part in value.split("x")]
+    sides = [int(part) if part.isdecimal() else 0 for part in value.split("x")]
     if not 1 <= len(sides) <= 2 or min(sides) < 1:
-        raise ValueError(f"give a size such as 224 or 224x320, not {value!r}")
+        raise ValueError("give a size such as 224 or 224x320")
     return sides[0], sides[-1]
 
 
@@ -179,7 +179,9 @@ def random_crop(value: str) -> Step:
 
 def shift(value: str) -> Step:
     """``shift=4``: move by up to 4 pixels, zeros come in (pad and crop)."""
-    most = int(value)
+    most = int(value) if value.isdecimal() else 0
+    if most < 1:
+        raise ValueError("give the most pixels to move by, such as 4")
 
     def step(sample: Sample, rng: Rng | None) -> Sample:
         if rng is None:
@@ -194,6 +196,8 @@ def shift(value: str) -> Step:
 def flip(value: str) -> Step:
     """``flip``: left to right, half of the time; ``flip=0.2``: as often as that."""
     often = float(value or 0.5)
+    if not 0 <= often <= 1:
+        raise ValueError("give a probability from 0 to 1")
 
     def step(sample: Sample, rng: Rng | None) -> Sample:
         return _flipped(sample) if rng is not None and rng.random() < often else sample
