@@ -5,6 +5,7 @@
 3. ``Concat(Concat(x, y), z)`` along one axis is ``Concat(x, y, z)``.
 4. ``Relu(Relu(x))`` is ``Relu(x)``.
 5. ``Mul(Mul(x, a), b)`` with constants is ``Mul(x, a * b)``; so is Add.
+6. ``Transpose(Transpose(x))`` is one Transpose or none; so is one behind a sum of such.
 
 Only where nothing else reads the value between them.
 """
@@ -129,6 +130,53 @@ def _arithmetic(node: ir.Node) -> bool:
     return True
 
 
+def _transpose(node: ir.Node) -> bool:
+    first = _before(node, 0, "Transpose")
+    if first is None:
+        return _transpose_of_sum(node)
+    inner, outer = _order(first), _order(node)
+    if inner is None or outer is None:
+        return False
+    order = [inner[axis] for axis in outer]
+    source, output = first.inputs[0], node.outputs[0]
+    if order != sorted(order) or output.is_graph_output() or source is None:
+        node.attributes["perm"] = ir.AttrInt64s("perm", order)
+        return _skip(node, first)
+    output.replace_all_uses_with(source)
+    assert first.graph is not None
+    first.graph.remove([node, first], safe=True)
+    return True
+
+
+def _transpose_of_sum(node: ir.Node) -> bool:
+    """``T(T'(x) + T'(y))`` is ``x + y`` where T undoes T' and one of those is gone by it."""
+    total, output = _before(node, 0, "Add", "Mul"), node.outputs[0]
+    outer = _order(node)
+    if total is None or outer is None or output.is_graph_output():
+        return False
+    parts = [value.producer() if value is not None else None for value in total.inputs]
+    for part in parts:
+        inner = _order(part) if part is not None and part.op_type == "Transpose" else None
+        if inner is None or [inner[axis] for axis in outer] != sorted(outer):
+            return False
+    gone = [part for index, part in enumerate(parts) if part is _before(total, index, "Transpose")]
+    if not any(gone):
+        return False
+    for index, part in enumerate(parts):
+        assert part is not None
+        total.replace_input_with(index, part.inputs[0])
+    total.outputs[0].shape = output.shape
+    output.replace_all_uses_with(total.outputs[0])
+    assert node.graph is not None
+    node.graph.remove([node, *filter(None, gone)], safe=True)
+    return True
+
+
+def _order(transpose: ir.Node | None) -> list[int] | None:
+    order = transpose.attributes.get_ints("perm") if transpose is not None else None
+    return None if order is None else list(order)
+
+
 def _joined(operator: str, a: Array, b: Array) -> Array | None:
     """Two constants as one, None where the one is too large or too small for its type."""
     if a.dtype.kind != "f":
@@ -157,6 +205,7 @@ _JOIN: dict[str, Callable[[ir.Node], bool]] = {
     "Relu": _relu,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
 """By the operator of the second node."""

@@ -107,12 +107,12 @@ def _write_shapes(graph: ir.Graph, found: Known) -> None:
             shape = found.shape.get(value)
             if shape is None or value.is_graph_output() or value.dtype is None:
                 continue
-            if value.shape is None or len(value.shape) != len(shape):
-                value.shape = ir.Shape([n if isinstance(n, int) else None for n in shape])
-            else:
-                for axis, number in enumerate(shape):
-                    if isinstance(number, int):
-                        value.shape[axis] = number
+            before = value.shape
+            if before is None or len(before) != len(shape):
+                before = ir.Shape([None] * len(shape))
+            pairs = list(zip(shape, before, strict=True))
+            if any(isinstance(number, int) and number != dim for number, dim in pairs):
+                value.shape = ir.Shape([n if isinstance(n, int) else dim for n, dim in pairs])
 
 
 # -------------------------------------------------------------------- what is known

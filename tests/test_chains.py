@@ -47,6 +47,22 @@ JOINED = {
         { c = Add(x, a) y = Add(c, b) }""",
         ["Add"],
     ),
+    "transposes": (
+        """g (float[N,4,8] x) => (float[8,N,4] y)
+        { a = Transpose <perm = [2, 1, 0]> (x) y = Transpose <perm = [0, 2, 1]> (a) }""",
+        ["Transpose"],
+    ),
+    "transposes there and back": (
+        """g (float[N,4,8] x) => (float[N,4,8] y)
+        { a = Transpose <perm = [1, 2, 0]> (x) b = Transpose <perm = [2, 0, 1]> (a) y = Neg(b) }""",
+        ["Neg"],
+    ),
+    "transposes around a sum": (
+        """g (float[N,4,8] x, float[N,4,8] z) => (float[N,4,8] y, float[4,8,N] w)
+        { a = Transpose <perm = [1, 2, 0]> (x) b = Transpose <perm = [1, 2, 0]> (z) w = Neg(a)
+          c = Add(a, b) d = Transpose <perm = [2, 0, 1]> (c) y = Neg(d) }""",
+        ["Transpose", "Neg", "Add", "Neg"],
+    ),
 }
 KEPT = {
     "a reshape that copies what the first one made": """g (float[N,4,8] x) => (float[P,Q] y)
@@ -60,6 +76,10 @@ KEPT = {
     "concats along two axes": """g (float[2,2] x) => (float[4,4] y)
         { a = Concat <axis = 0> (x, x) b = Concat <axis = 0> (x, x)
           y = Concat <axis = 1> (a, b) }""",
+    "a sum of transposes that are needed": """g (float[N,4,8] x, float[N,4,8] z)
+        => (float[N,4,8] y, float[4,8,N] v, float[4,8,N] w)
+        { a = Transpose <perm = [1, 2, 0]> (x) b = Transpose <perm = [1, 2, 0]> (z) v = Neg(a)
+          w = Neg(b) c = Add(a, b) d = Transpose <perm = [2, 0, 1]> (c) y = Neg(d) }""",
     "factors that overflow": """g (float[N,4] x) => (float[N,4] y)
         <float a = {1e30}, float b = {1e-30}, float c = {1e30}>
         { s = Mul(x, b) t = Neg(s) u = Mul(t, a) y = Mul(u, c) }""",
