@@ -90,7 +90,7 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> 
         free = f"{name}_{extra}"
     tensor = ir.Tensor(np.require(array, requirements="C"), name=free)
     value = ir.Value(
-        name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=free, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value

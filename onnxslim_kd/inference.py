@@ -130,15 +130,15 @@ def outline(model: ir.Model) -> onnx.ModelProto:
 
 
 def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
-    known: dict[tuple[ir.DataType, tuple[int, ...]], onnx.TypeProto] = {}
-    for value in model.initializers.values():
+    known: dict[tuple[int, tuple[int, ...]], onnx.TypeProto] = {}
+    for value in model.initializers.data.values():
         tensor = value.const_value
         if tensor is None or value.is_graph_input():
             continue
-        key = tensor.dtype, extents_of(tensor)
         if _may_count(tensor):
             ir.serde.serialize_tensor_into(graph.initializer.add(), tensor)
             continue
+        key = int(tensor.dtype), extents_of(tensor)
         if key not in known:
             known[key] = onnx.helper.make_tensor_type_proto(*key)
         graph.input.add(name=value.name).type.CopyFrom(known[key])
@@ -146,8 +146,8 @@ def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
 
 def _may_count(tensor: ir.TensorProtocol) -> bool:
     """Tell whether shape arithmetic may read a tensor: whole numbers, or a few scales."""
-    floating = tensor.dtype.is_floating_point()
-    return bytes_of(tensor) <= (_SCALES if floating else SMALL)
+    size = bytes_of(tensor)
+    return size <= _SCALES or (size <= SMALL and not tensor.dtype.is_floating_point())
 
 
 def extents(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:

@@ -1,7 +1,6 @@
 """Write files whole or not at all: beside the target, to the disk, then in its place."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,18 +38,21 @@ def save(
     check_writable(target, overwrite=overwrite)
     if external_data is None:
         external_data = weight_bytes(model) > TWO_GB
+    if external_data:
+        _save_two_files(model, target)
+    else:
+        write_file(target, lambda file: write_whole(model, file), overwrite=overwrite)
+
+
+def _save_two_files(model: ir.Model, target: Path) -> None:
+    """Write both in a folder beside, where they have the names that they will have."""
     try:
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise OperationError(f"{target}: cannot be written: {error.strerror}") from error
-    try:
-        (write_beside if external_data else write_whole)(model, Path(folder) / target.name)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the .data file first
-            _put(file, target.parent / file.name)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            write_beside(model, Path(folder) / target.name)
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the .data file first
+                _put(file, target.parent / file.name)
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put(file: Path, target: Path) -> None:
@@ -106,9 +108,7 @@ def write_file(
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write(beside)
-        with beside.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(beside, target)
+        _put(beside, target)
     except OSError as error:
         raise OperationError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:

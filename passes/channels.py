@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxslim_kd.shapes import Shape, Shapes
@@ -316,18 +316,27 @@ class Channels:
         """Solve the ties: one connected component is the smallest thing that can be removed."""
         a = np.concatenate([tie.a for tie in self.ties] or [np.empty(0, np.int64)])
         b = np.concatenate([tie.b for tie in self.ties] or [np.empty(0, np.int64)])
-        n = self._next
-        graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
-        count, label = connected_components(graph, directed=False)
+        count, label = connected(self._next, a, b)
         pinned: dict[int, str] = {}
-        for ident, reason in self._pins.items():
-            pinned.setdefault(int(label[ident]), reason)
-        return Components(label.astype(np.int64), int(count), pinned)
+        for at, reason in zip(label[self.pins].tolist(), self._pins.values(), strict=True):
+            pinned.setdefault(at, reason)
+        return Components(label, count, pinned)
 
     @property
     def pins(self) -> Ids:
         """The ids that were made only to pin others."""
         return np.array(list(self._pins), np.int64)
+
+
+def connected(n: int, a: Ids, b: Ids) -> tuple[int, Ids]:
+    """Return how many components ``n`` numbers have, tied ``a[i]`` to ``b[i]``, and whose is whose.
+
+    The types are those that scipy works with: it would copy others several times.
+    """
+    ends = a.astype(np.int32), b.astype(np.int32)
+    graph = csr_array((np.ones(len(a)), ends), shape=(n, n))
+    count, label = connected_components(graph, directed=False)
+    return int(count), label.astype(np.int64)
 
 
 class Unsupported(Exception):

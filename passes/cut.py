@@ -56,7 +56,7 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
         births[b.value.name, b.axis, b.size, b.node.name] = b
         births.setdefault((b.value.name, b.axis, b.size), b)
     gone: list[Ids] = []
-    outputs: list[tuple[Member, Birth]] = []
+    outputs: list[tuple[Member, Birth, Ids]] = []
     for member in (m for group in plan.groups for m in group.members):
         key = (member.parameter, member.axis, member.before)
         birth = births.get((*key, member.node)) or births.get(key)
@@ -66,17 +66,18 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
                 f" {member.before} channels along axis {member.axis}"
             )
         if member.kept is not None:
+            kept = np.array(member.kept, np.int64)
             drop = np.ones(birth.size, bool)
-            drop[list(member.kept)] = False
+            drop[kept] = False
             gone.append(analysis.labels(birth)[drop])
-            outputs.append((member, birth))
+            outputs.append((member, birth, kept))
     removed = mark(analysis, gone)
-    for label in np.flatnonzero(removed):
-        if (reason := analysis.components.pinned.get(int(label))) is not None:
-            raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
-    for member, birth in outputs:
+    for label in np.flatnonzero(removed & analysis.stays)[:1]:
+        reason = analysis.components.pinned[int(label)]
+        raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
+    for member, birth, kept in outputs:
         keep = np.flatnonzero(~removed[analysis.labels(birth)])
-        if tuple(keep.tolist()) != member.kept:
+        if not np.array_equal(keep, kept):
             raise UserError(
                 f"the plan was made for another model: {member.parameter} would keep"
                 f" {len(keep)} channels, the plan says {member.after}"
@@ -140,7 +141,7 @@ def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
     for axis, keep in sorted(cuts.items()):  # whole rows first: they are copied at once
         array = array[keep] if axis == 0 else np.take(array, keep, axis=axis)
     tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
-    value.const_value, value.shape = tensor, ir.Shape(array.shape)
+    value.const_value, value.shape = tensor, tensor.shape
 
 
 def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from onnxslim_kd.passes.channels import Channels, Components, Ids
+from onnxslim_kd.passes.channels import Channels, Components, Ids, connected
 
 _STAYS = -1
 
@@ -71,7 +69,5 @@ def _units(rows: Ids) -> int:
     """Count the sets of labels that can still go when each row goes as a whole."""
     labels, column = np.unique(rows, return_inverse=True)
     row = np.repeat(np.arange(len(rows)), rows.shape[1])
-    size = len(rows) + len(labels)
-    graph = coo_array((np.ones(row.size), (row, len(rows) + column.ravel())), shape=(size, size))
-    count, part = connected_components(graph, directed=False)
-    return int(count - len(np.unique(part[len(rows) :][labels == _STAYS])))
+    count, part = connected(len(rows) + len(labels), row, len(rows) + column.ravel())
+    return count - len(np.unique(part[len(rows) :][labels == _STAYS]))

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxslim_kd import cost
 from onnxslim_kd import shapes as shape_sampling
@@ -17,7 +15,7 @@ from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes import grids, ties
-from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids
+from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids, connected
 from onnxslim_kd.passes.prepare import prepare
 from onnxslim_kd.shapes import Shape, Shapes
 
@@ -43,8 +41,9 @@ class Parameter:
     @property
     def aliases(self) -> tuple[str, ...]:
         """What a pattern is tried on: the name, the node's name, the module scopes."""
-        scopes = re.findall(r"'([^']*)'", self.node.metadata_props.get(SCOPES, ""))
-        return (self.name, self.node.name or "", *filter(None, scopes))
+        names = self.name, self.node.name or ""
+        scopes = self.node.metadata_props.get(SCOPES)
+        return names if not scopes else (*names, *filter(None, re.findall(r"'([^']*)'", scopes)))
 
 
 @dataclass
@@ -120,17 +119,18 @@ class Analysis:
         n = self.components.count
         rows = np.repeat(np.arange(len(producers)) + n, [len(x) for x in label])
         columns = np.concatenate(label) if label else np.empty(0, np.int64)
-        size = n + len(producers)
-        graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(size, size))
-        _, group = connected_components(graph, directed=False)
-        return [int(group[self.labels(p.birth)[0]]) for p in self.parameters]
+        _, group = connected(n + len(producers), rows, columns)
+        starts = [p.birth.start for p in self.parameters]
+        of_each: list[int] = group[self.components.label[starts]].tolist()
+        return of_each
 
     def refusal(self, parameter: Parameter) -> str | None:
         """Why no channel of ``parameter`` can go, or None."""
         label = self.labels(parameter.birth)
-        if self.stays[label].all():
+        first, last = label[0], label[-1]  # most often they tell
+        if self.stays[first] and self.stays[label].all():
             return self.components.pinned[int(label.min())]
-        if (label == label[0]).all():
+        if first == last and (label == first).all():
             return "all its channels live and die together, and a layer must not die"
         return None
 
@@ -173,11 +173,14 @@ class Analysis:
 
     def lost(self, gone: np.ndarray[Any, Any]) -> list[int]:
         """How many of its ids each birth loses, for a mask over ids."""
-        before = np.concatenate([[0], np.cumsum(gone)])
-        start = np.array([b.start for b in self.births], np.int64)
-        size = np.array([b.size for b in self.births], np.int64)
-        counts: list[int] = (before[start + size] - before[start]).tolist()
+        counts: list[int] = self.over_births(np.add, gone.astype(np.int64)).tolist()
         return counts
+
+    def over_births(self, combine: np.ufunc, found: np.ndarray[Any, Any]) -> Ids:
+        """Combine what was found for every id into one number per birth."""
+        bounds = np.array([(b.start, b.start + b.size) for b in self.births], np.int64)
+        last = found[:1]  # a bound may stand at the end, of which numpy wants an element
+        return np.asarray(combine.reduceat(np.concatenate([found, last]), bounds.ravel())[::2])
 
     def macs(self, removed: Ids | None = None) -> int:
         """MACs for one element of the batch, after the components in ``removed`` are gone."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.passes.channels import Birth, Ids
+from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
 from onnxslim_kd.passes.groups import Analysis, find, match
@@ -264,15 +264,7 @@ def describe(
     owner = np.full(analysis.components.count, -1)
     for index, candidate in enumerate(ranked):
         owner[candidate.units] = index
-    members: list[list[Member]] = [[] for _ in ranked]
-    produced = {p.birth.start for p in analysis.parameters if p.produces}
-    for birth in analysis.births:
-        owners = _owners(owner[analysis.labels(birth)])
-        if owners:
-            produces = birth.start in produced
-            member = _member(analysis, birth, removed, produces=produces)
-        for index in owners:
-            members[index].append(member)
+    members = _members(analysis, owner, removed, len(ranked))
     approximate = _approximate(analysis, owner, removed)
     groups = [
         Group(
@@ -297,22 +289,32 @@ def describe(
     )
 
 
+def _members(analysis: Analysis, owner: Ids, removed: Ids, count: int) -> list[list[Member]]:
+    """The members of every group, for the group of each component."""
+    members: list[list[Member]] = [[] for _ in range(count)]
+    produced = {p.birth.start for p in analysis.parameters if p.produces}
+    of_id = owner[analysis.components.label]
+    gone = removed[analysis.components.label]
+    low, high = (analysis.over_births(f, of_id).tolist() for f in (np.minimum, np.maximum))
+    for birth, lost, a, b in zip(analysis.births, analysis.lost(gone), low, high, strict=True):
+        if b < 0:
+            continue
+        own = slice(birth.start, birth.start + birth.size)
+        member = Member(
+            parameter=birth.value.name or "?",
+            axis=birth.axis,
+            node=birth.node.name or "?",
+            before=birth.size,
+            after=birth.size - lost,
+            kept=tuple(np.flatnonzero(~gone[own]).tolist()) if birth.start in produced else None,
+        )
+        for index in [a] if a == b else _owners(of_id[own]):
+            members[index].append(member)
+    return members
+
+
 def _owners(owners: Ids) -> list[int]:
-    if not owners.size or (owners == owners[0]).all():
-        return [int(i) for i in owners[:1] if i >= 0]
     return [int(i) for i in np.unique(owners) if i >= 0]
-
-
-def _member(analysis: Analysis, birth: Birth, removed: Ids, *, produces: bool) -> Member:
-    keep = ~removed[analysis.labels(birth)]
-    return Member(
-        parameter=birth.value.name or "?",
-        axis=birth.axis,
-        node=birth.node.name or "?",
-        before=birth.size,
-        after=int(np.count_nonzero(keep)),
-        kept=tuple(np.flatnonzero(keep).tolist()) if produces else None,
-    )
 
 
 def _approximate(analysis: Analysis, owner: Ids, removed: Ids) -> dict[int, list[str]]:

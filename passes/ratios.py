@@ -154,11 +154,13 @@ def candidates(
 
 
 def _units(analysis: Analysis, producers: Sequence[Parameter]) -> Ids:
-    labels = [analysis.labels(p.birth) for p in producers]
-    joined = np.concatenate(labels)
-    _, first = np.unique(joined, return_index=True)
-    ordered = joined[np.sort(first)]
-    return np.asarray(ordered[~analysis.stays[ordered]])
+    """The components that can go, each where it comes first."""
+    joined = np.concatenate([analysis.labels(p.birth) for p in producers])
+    free = joined[~analysis.stays[joined]]
+    place = np.arange(len(free))
+    first = np.empty(analysis.components.count, np.int64)  # no more of it is touched than free
+    first[free[::-1]] = place[::-1]  # the last one written stands
+    return np.asarray(free[first[free] == place])
 
 
 def _scores(
@@ -169,6 +171,11 @@ def _scores(
     group_score: GroupScore,
 ) -> Scores:
     """One score per unit: the mean over its channels in a parameter, then over parameters."""
+    labels = analysis.labels(producers[0].birth)
+    if group_score == "first" and np.array_equal(labels, units):
+        raw = np.asarray(criterion(analysis, producers[0]), np.float64)
+        if not np.isnan(raw).any():
+            return raw
     rows: list[Scores] = []
     scored = np.zeros(len(units), bool)
     position = np.full(analysis.components.count, -1)
@@ -204,6 +211,8 @@ def _scores(
 def _blocks(analysis: Analysis, units: Ids, scores: Scores) -> tuple[Ids, ...]:
     """Positions of the units by block, the least important first."""
     signature = analysis.signature[units]
+    if (signature == signature[0]).all():
+        return (np.argsort(scores, kind="stable"),)
     blocks = []
     for word in dict.fromkeys(signature.tolist()):
         inside = np.flatnonzero(signature == word)
