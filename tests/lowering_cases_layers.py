@@ -143,6 +143,7 @@ _POOLS = (
     'kernel_shape=[3,2], strides=[2,2], auto_pad="SAME_LOWER"',
     "kernel_shape=[2,2], dilations=[2,2]",
 )
+_REGIONS = np.float32([[2, 1, 12, 13], [0.3, 0.9, 5.2, 9.1], [-4, 3, 30, 3]])
 POOL = [
     *(Case(f"y = MaxPool<{p}>(x)", IMAGE) for p in _POOLS),
     *(Case(f"y, k = MaxPool<{p}>(x)", IMAGE, outputs=("y", "k")) for p in _POOLS),
@@ -158,6 +159,29 @@ POOL = [
     Case(
         "y = MaxRoiPool<pooled_shape=[2,3], spatial_scale=0.5>(x, c)",
         {"x": f(2, 3, 8, 9), "c": np.float32([[0, 2, 1, 12, 13], [1, 0, 0, 5, 9]])},
+    ),
+    *(
+        Case(
+            f"y = RoiAlign<output_height=2, output_width=3, spatial_scale=0.5{rest}>(x, c, ci)",
+            {"x": f(2, 3, 8, 9), "c": _REGIONS, "ci": i(0, 1, 1)},
+            opset=opset,
+        )
+        for rest, opset in (
+            ("", 16),
+            (", sampling_ratio=2", 20),
+            ("", 10),
+            (', coordinate_transformation_mode="output_half_pixel"', 20),
+            (', mode="max", sampling_ratio=2', 16),
+            (', mode="max"', 10),
+        )
+    ),
+    Case(
+        "y = RoiAlign<output_height=2, output_width=2, sampling_ratio=3>(x, r, ci)",
+        {"x": f(1, 2, 8, 9), "r": np.float32([[1.2, 0.6, 6.5, 7.2]]), "ci": i(0)},
+    ),
+    Case(
+        "y = RoiAlign<output_height=2, output_width=2>(x, c, ci)",
+        {"x": f(1, 2, 8, 9), "c": np.zeros((0, 4), np.float32), "ci": i()},
     ),
     Case(
         "a, k = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x)"

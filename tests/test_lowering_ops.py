@@ -4,7 +4,9 @@ import torch
 from lowering_cases import CASES
 from lowering_run import feeds_of, run_ort
 
+from onnxslim_kd.passes.ties import RULES
 from onnxslim_kd.training.lowering import OPS, lower
+from onnxslim_kd.training.translate import STRUCTURAL
 
 IDS = [f"{index}-{case.ops[-1]}" for index, case in enumerate(CASES)]
 DIFFERENTIABLE = [
@@ -57,3 +59,8 @@ def test_gradient_equals_finite_differences(case):
 def test_every_operator_has_a_case():
     covered = {op for case in CASES for op in case.ops}
     assert OPS.keys() <= covered, f"no case for {sorted(OPS.keys() - covered)}"
+
+
+def test_every_operator_that_can_be_pruned_can_be_trained():
+    known = OPS.keys() | STRUCTURAL
+    assert known >= RULES.keys(), f"no lowering for {sorted(RULES.keys() - known)}"

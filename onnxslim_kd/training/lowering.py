@@ -26,6 +26,7 @@ from onnxslim_kd.training.ops_pad import PAD
 from onnxslim_kd.training.ops_pool import POOL
 from onnxslim_kd.training.ops_quant import QUANT
 from onnxslim_kd.training.ops_reduce import REDUCE
+from onnxslim_kd.training.ops_region import REGION
 from onnxslim_kd.training.ops_resize import RESIZE
 from onnxslim_kd.training.ops_rnn import RECURRENT
 from onnxslim_kd.training.ops_shape import SHAPE
@@ -43,6 +44,7 @@ OPS: dict[str, Lower] = {
     **RESIZE,
     **LINEAR,
     **POOL,
+    **REGION,
     **NORM,
     **RECURRENT,
     **ATTENTION,

@@ -158,22 +158,6 @@ def lp_pool(node: OpNode) -> Kernel:
     return run
 
 
-# --------------------------------------------------------------------------- regions
-
-
-def max_roi_pool(node: OpNode) -> Kernel:
-    """Take the largest in each cell of a grid over each region."""
-    sizes, scale = node.ints("pooled_shape") or [1, 1], node.get("spatial_scale", 1.0)
-
-    def region(x: Tensor, roi: Tensor) -> Tensor:
-        batch, *corners = roi.tolist()
-        left, top, right, bottom = (math.floor(c * scale + 0.5) for c in corners)
-        image = x[int(batch), :, top : max(bottom, top) + 1, left : max(right, left) + 1]
-        return F.adaptive_max_pool2d(image, sizes)
-
-    return lambda x, rois: torch.stack([region(x, roi) for roi in rois])
-
-
 # ---------------------------------------------------------------------------- global
 
 
@@ -204,6 +188,5 @@ POOL = {
     "GlobalMaxPool": global_max,
     "LpPool": lp_pool,
     "MaxPool": max_pool,
-    "MaxRoiPool": max_roi_pool,
     "MaxUnpool": max_unpool,
 }
