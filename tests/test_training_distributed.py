@@ -93,3 +93,28 @@ def test_after_a_worker_died_a_launch_or_restart_goes_on(tmp_path, monkeypatch):
     assert "resumes after epoch 1" in said
     a, b = (numbers(model_io.load(tmp_path / name)) for name in ("a.onnx", "b.onnx"))
     assert all(np.array_equal(value, b[name]) for name, value in a.items())
+
+
+UNEVEN = """
+import os
+from onnxslim_kd.training.datasets import open_source
+
+class Uneven:
+    def __init__(self):
+        self.source = open_source("digits")
+
+    def __len__(self):
+        return len(self.source) - 100 * int(os.environ["RANK"])
+
+    def __getitem__(self, index):
+        return self.source.sample(index, [0])
+"""
+
+
+def test_processes_that_see_different_data_are_refused(tmp_path):
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    model_io.save(pair(), tmp_path / "pair.onnx")
+    options = ["pair.onnx", "-o", "out.onnx", *OPTIONS, "--data", "uneven:Uneven"]
+    done = launch(tmp_path, *options, launcher=TORCHRUN)
+    assert "Error: the processes see different data, of 1437, 1337 samples" in done.stderr
+    assert done.returncode != 0 and not (tmp_path / "out.onnx").exists()
