@@ -147,8 +147,8 @@ def matmul(t: Channels, node: ir.Node) -> None:
     if len(a.shape) < 2 or len(b.shape) < 2:
         _vector_product(t, a, b)
         return
-    for operand in (a, b):
-        t.collapse_all(operand, first=t.attention == "heads")
+    for operand, other in ((a, b), (b, a)):
+        _collapse_beside(t, operand, other)
     t.same(t.ids(a, -1), t.ids(b, -2), f"{a.name} and {b.name} are multiplied along it")
     t.consume((0, len(a.shape) - 1), (_matmul_right(node), len(b.shape) - 2))
     rows, columns = t.ids(a, -2), t.ids(b, -1)
@@ -164,6 +164,23 @@ def matmul(t: Channels, node: ir.Node) -> None:
     if node.op_type != "MatMul":
         _add_bias(t, node, columns)
     t.set(0, layout)
+
+
+def _collapse_beside(t: Channels, operand: Operand, other: Operand) -> None:
+    """Collapse grids of one factor: to heads where that is asked and the other one has some too."""
+    for block in operand.layout:
+        if len(block.axes) > 1:
+            outer = min(block.axes)
+            heads = t.attention == "heads" and _meets_channels(operand, other, outer)
+            t.collapse(operand, block, outer if heads else max(block.axes))
+
+
+def _meets_channels(operand: Operand, other: Operand, axis: int) -> bool:
+    """Tell whether nothing beside ``axis`` of one factor keeps its channels."""
+    beside = axis - len(operand.shape) + len(other.shape)
+    if axis >= len(operand.shape) - 2 or beside < 0 or other.shape[beside] == 1:
+        return True
+    return any(beside in block.axes for block in other.layout)
 
 
 def _matmul_right(node: ir.Node) -> int:

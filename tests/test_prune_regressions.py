@@ -224,7 +224,7 @@ def test_every_axis_of_an_output_has_its_own_reason() -> None:
     ("body", "reason"),
     [
         (
-            "c = Constant<value = bool[1] {1}>() d = Squeeze(c)"
+            "c = ReduceSum<keepdims=0>(x) d = Cast<to=9>(c)"
             " y = If(d) <then_branch = a () => (float[N] u) { u = Mul(x, w1) },"
             " else_branch = b () => (float[N] v) { v = Mul(x, w1) }>",
             "every layer with weights is in a body of If, and bodies are left whole",
@@ -237,6 +237,21 @@ def test_a_model_without_parameters_says_so(body: str, reason: str) -> None:
     case = Case(body, "float[1] w1", inputs="float[N] x", outputs="float[N] y")
     with pytest.raises(NotFoundError, match=f"nothing can be pruned: {reason}"):
         api.prune(build(case), ALL)
+
+
+def test_heads_that_a_factor_does_not_have_leave_the_dims() -> None:
+    """ConditionalDETR, Swin v2: scores whose heads stay, times values of which dims can go."""
+    case = Case(
+        "v = MatMul(x, w1) a = Constant<value_ints=[0,0,4,4]>() b = Reshape(v, a)"
+        " c = Transpose<perm=[0,2,1,3]>(b) d = MatMul(s, c) e = Transpose<perm=[0,2,1,3]>(d)"
+        " f = Constant<value_ints=[0,0,16]>() g = Reshape(e, f) y = MatMul(g, w2)",
+        "float[8,16] w1, float[16,8] w2",
+        inputs="float[N,T,8] x, float[N,4,T,T] s",
+        outputs="float[N,T,8] y",
+    )
+    done = api.prune(build(case), ALL)
+    assert done.plan.groups[0].units == 4
+    assert done.after.macs < 0.6 * done.before.macs
 
 
 def test_a_model_that_never_ran_is_told_so() -> None:
