@@ -65,6 +65,7 @@ def fold(model: ir.Model) -> None:
         if not fold_constants(model) and not known:
             break
         remove_identities(model)
+        share_equals(model)  # what is the same need be folded once
 
 
 def _reads_shapes(model: ir.Model) -> bool:
@@ -150,7 +151,6 @@ STEPS = (
     Step("dead code", remove_dead),  # first: what is not needed must not block a fusion
     Step("identities", remove_identities),  # they stand between layers that could be fused
     Step("softmax", unflatten_softmax),  # before its Shape nodes are folded
-    Step("duplicates", share_equals),  # what is the same need be folded once
     Step("shapes and constants", fold),
     Step("branches", fold_branches),
     Step("fusions", fuse),  # before scales: Gemm takes them up

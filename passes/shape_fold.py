@@ -7,13 +7,16 @@
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.model import constant, name_of, new_initializer
+from onnxslim_kd.access import extents_of
+from onnxslim_kd.model import name_of, new_initializer
 from onnxslim_kd.passes import dims
+from onnxslim_kd.passes.shape_families import FAMILIES
 from onnxslim_kd.passes.shape_rules import MOST, NUMBERS, SHAPES, WHOLE, Array, Known, Shape
 from onnxslim_kd.passes.symbolic import Number
 
@@ -124,10 +127,11 @@ def known(model: ir.Model) -> Known:
     for value in model.graph.inputs:
         shape = dims.read(value)
         if shape is not None:
+            found.given.update(dim for dim in shape if isinstance(dim, str))
             found.shape[value] = tuple(map(found.named, shape))
     for value in model.graph.initializers.values():
         if value.const_value is not None and not value.is_graph_input():
-            found.shape[value] = tuple(value.const_value.shape.numpy())
+            found.shape[value] = extents_of(value.const_value)
             _read_constant(found, value)
     versions = dict(model.graph.opset_imports)
     for node in model.graph:
@@ -137,11 +141,11 @@ def known(model: ir.Model) -> Known:
 
 def _read_constant(found: Known, value: ir.Value) -> None:
     tensor = value.const_value
-    small = tensor is not None and tensor.size <= MOST and len(tensor.shape) <= 1
-    if small and value.dtype in WHOLE:
-        array = constant(value)
-        assert array is not None
-        found.number[value] = array.astype(object)
+    if tensor is None or value.dtype not in WHOLE:
+        return
+    shape = extents_of(tensor)
+    if len(shape) <= 1 and prod(shape) <= MOST:
+        found.number[value] = tensor.numpy().astype(object)
 
 
 def _follow(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
@@ -152,12 +156,12 @@ def _follow(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
             found.shape[node.outputs[0]] = array.shape
             return
     for value in node.outputs:
-        static = dims.read(value)
-        if static is not None and all(isinstance(d, int) for d in static):
-            found.shape[value] = tuple(d for d in static if isinstance(d, int))
+        stated = dims.read(value)
+        if stated is not None and all(isinstance(d, int) or d in found.given for d in stated):
+            found.shape[value] = tuple(map(found.named, stated))
     if node.outputs[0] in found.shape:
         return
-    rule = SHAPES.get(node.op_type) if not node.domain else None
+    rule = _RULES.get(node.op_type) if not node.domain else None
     shape = rule(found, node) if rule is not None else None
     if shape is not None:
         found.shape[node.outputs[0]] = shape
@@ -219,3 +223,6 @@ def _infer(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
             found.shape[value] = tuple(
                 found.named(d if isinstance(d, int) else d.value) for d in read
             )
+
+
+_RULES = {**FAMILIES, **SHAPES}

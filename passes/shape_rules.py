@@ -43,6 +43,8 @@ class Known:
 
     shape: dict[ir.Value, Shape] = field(default_factory=dict)
     number: dict[ir.Value, Array] = field(default_factory=dict)
+    given: set[str] = field(default_factory=set)
+    """The symbols of the inputs: a shape made of them alone is known."""
     _dims: dict[str, Number] = field(default_factory=dict)
     _count: int = 0
 
@@ -187,10 +189,11 @@ def _expanded(found: Known, node: ir.Node) -> Shape | None:
     rank = max(len(source), len(target))
     before = (1,) * (rank - len(source)) + source
     after = (1,) * (rank - len(target)) + tuple(target)
-    return tuple(_broadcast(found, a, b) for a, b in zip(before, after, strict=True))
+    return tuple(broadcast(found, a, b) for a, b in zip(before, after, strict=True))
 
 
-def _broadcast(found: Known, a: Number, b: Number) -> Number:
+def broadcast(found: Known, a: Number, b: Number) -> Number:
+    """Return the dimension that two together give."""
     if a == b or b == 1:
         return a
     if a == 1:
