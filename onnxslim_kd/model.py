@@ -4,6 +4,8 @@ The model of record is `onnx_ir.Model`: weights stay in the file and a round tri
 What `load` refuses is refused by name; what it accepts is brought into one form (`normalise`).
 """
 
+from collections import Counter
+
 import onnx_ir as ir
 
 from onnxslim_kd.access import constant, dims, has_rank, name_of, new_initializer
@@ -49,19 +51,22 @@ __all__ = [
 ]
 
 
-def load(source: ModelLike, *, normalise: bool = True) -> ir.Model:
+def load(
+    source: ModelLike, *, normalise: bool = True, operators: Counter[str] | None = None
+) -> ir.Model:
     """Read a model and bring it into the form that passes expect.
 
     Args:
         source: A path, a `onnx.ModelProto`, an `onnx_ir.Model` (copied) or a graphsurgeon graph.
         normalise: False keeps the graph exactly as it is in the file.
+        operators: Filled with how often each operator stands in the file.
 
     Raises:
         ModelError: The file is missing, not ONNX, truncated, from a newer ONNX than this one,
             holds what is not supported, or its external data is missing or unsafe.
     """
     try:
-        return _loaded(source, normalise=normalise)
+        return _loaded(source, operators, normalise=normalise)
     except (OnnxSlimError, MemoryError):
         raise
     except Exception as error:  # onnx and onnx-ir raise many kinds on malformed graphs
@@ -69,8 +74,8 @@ def load(source: ModelLike, *, normalise: bool = True) -> ir.Model:
 
 
 @collection_paused()
-def _loaded(source: ModelLike, *, normalise: bool) -> ir.Model:
-    model, typed = read(source, infer=normalise)
+def _loaded(source: ModelLike, operators: Counter[str] | None, *, normalise: bool) -> ir.Model:
+    model, typed = read(source, infer=normalise, operators=operators)
     refuse_unsupported(model)
     if normalise:
         normalised(model, typed=typed)

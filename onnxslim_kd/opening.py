@@ -1,6 +1,8 @@
 """Turn a file or message into a graph, its weights still in the file."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -29,24 +31,29 @@ def called(source: ModelLike) -> str:
     return str(source) if is_path else f"the given {type(source).__name__}"
 
 
-def read(source: ModelLike, *, infer: bool) -> tuple[ir.Model, bool]:
+def read(
+    source: ModelLike, *, infer: bool, operators: Counter[str] | None = None
+) -> tuple[ir.Model, bool]:
     """Return the graph as it is, and whether its shapes were inferred on the way.
 
     Args:
         source: A path, proto or graph; an `onnx_ir.Model` is copied.
         infer: Whether to infer shapes, where that can be done on the message: it saves a round
             trip from the graph.
+        operators: Filled with how often each operator stands in the source.
 
     Raises:
         ModelError: It cannot be read.
         UserError: It is no model.
     """
     if isinstance(source, ir.Model):
+        _count(operators, (node.op_type for graph in graphs(source) for node in graph))
         return source.clone(), False
     if isinstance(source, str | os.PathLike):
-        return _from_file(Path(source), infer=infer)
+        return _from_file(Path(source), operators, infer=infer)
     proto = _proto_of(source)
     refuse_form(proto, called(source))
+    _count(operators, operators_of(proto.graph))
     return ir.serde.deserialize_model(proto), False
 
 
@@ -64,9 +71,24 @@ def _proto_of(source: ModelLike) -> onnx.ModelProto:
     )
 
 
-def _from_file(path: Path, *, infer: bool) -> tuple[ir.Model, bool]:
+def _count(operators: Counter[str] | None, found: Iterable[str]) -> None:
+    if operators is not None:
+        operators.update(found)
+
+
+def operators_of(graph: onnx.GraphProto) -> Iterator[str]:
+    """Give the operator of every node, those inside of bodies too."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from operators_of(inner)
+
+
+def _from_file(path: Path, operators: Counter[str] | None, *, infer: bool) -> tuple[ir.Model, bool]:
     proto, data = _read_proto(path)
     refuse_form(proto, str(path))
+    _count(operators, operators_of(proto.graph))
     typed = _typed(proto) if infer else None
     model = ir.serde.deserialize_model(proto) if typed is None else typed
     inside = graphs(model)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import ModelError, PassError, ProofError
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.model import ModelLike, load, normalised, weight_bytes, without_weights
+from onnxslim_kd.model import ModelLike, load, weight_bytes, without_weights
 from onnxslim_kd.passes import gate
 from onnxslim_kd.passes.cleanup import STEPS
 from onnxslim_kd.passes.deploy import (
@@ -135,9 +135,8 @@ class _Asked:
 
     def declare(self) -> _Declared:
         """Load the model and make it compute what is asked for."""
-        model = load(self.model, normalise=False)
-        operators = _operators(model)
-        normalised(model)
+        operators: Counter[str] = Counter()
+        model = load(self.model, operators=operators)
         held, fixed = weight_bytes(model), [value.shape for value in model.graph.inputs]
         inputs = keep_role(model, self.keep)
         freed = fixed != [value.shape for value in model.graph.inputs]
