@@ -117,9 +117,9 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, Buffer]:
 
 def _typed(proto: onnx.ModelProto) -> ir.Model | None:
     """Infer shapes before there is a graph; None where that is too early."""
+    _lift_constants(proto.graph)
     if not _can_infer(proto):
         return None
-    _lift_constants(proto.graph)
     try:
         proto = inferred(proto)
     except ModelError:
