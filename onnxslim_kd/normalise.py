@@ -7,6 +7,9 @@
 5. Shapes are inferred on a copy without weights.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -19,6 +22,7 @@ OPSET = 17
 """The lowest opset that passes see; older models are raised to it."""
 IR_VERSIONS = (8, 13)
 """The IR versions written: 8 is opset 17's own, 13 the newest that ONNX Runtime 1.31 loads."""
+_PARK = "onnxslim_kd.parked"
 
 
 def normalised(model: ir.Model, *, typed: bool = False) -> None:
@@ -57,14 +61,47 @@ def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
     version = model.graph.opset_imports.get("", OPSET)
     if version >= lowest:
         return
-    with without_weights(model) as proto:
+    with _parked(model, version), without_weights(model) as proto:
         try:
             raised = onnx.version_converter.convert_version(proto, lowest)
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
     other = ir.serde.deserialize_model(raised)
+    _leave(other, other.graph.all_nodes())
     _carry_notes(model.graph, other.graph)
     adopt(model, other)
+
+
+@contextmanager
+def _parked(model: ir.Model, version: int) -> Iterator[None]:
+    """Hide operators from the converter that their opset does not have.
+
+    ONNX Runtime writes its LayerNormalization and SimplifiedLayerNormalization into files of any
+    opset; at 17 the first is ONNX's own.
+    """
+    parked = [
+        node
+        for node in model.graph.all_nodes()
+        if node.domain == "" and not onnx.defs.has(node.op_type, version)
+    ]
+    if not parked:
+        yield
+        return
+    try:
+        model.graph.opset_imports[_PARK] = 1
+        for node in parked:
+            node.domain = _PARK
+        yield
+    finally:
+        _leave(model, parked)
+
+
+def _leave(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
+    """Give parked nodes their domain back."""
+    model.graph.opset_imports.pop(_PARK, None)
+    for node in nodes:
+        if node.domain == _PARK:
+            node.domain = ""
 
 
 def _carry_notes(old: ir.Graph, new: ir.Graph) -> None:

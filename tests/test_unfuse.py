@@ -329,3 +329,20 @@ def test_what_was_spelled_out_wrong_is_no_result(
     with pytest.raises(ProofError, match="written as standard operators, the model is another"):
         prune(path, Choice(".*", 0.0), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_norms_that_the_runtime_writes_into_older_opsets() -> None:
+    case = Case(
+        "a = LayerNormalization(x, w1, w2) b = SimplifiedLayerNormalization(a, w1)"
+        " c = Squeeze<axes=[0]>(b) y = Relu(c)",
+        "float[16] w1, float[16] w2",
+        inputs="float[1,S,16] x",
+        outputs="float[S,16] y",
+        opset=12,
+    )
+    loaded = model.load(proto(case))
+    assert {node.domain for node in loaded.graph} == {""}
+    assert set(loaded.graph.opset_imports) == {""}
+    assert unfuse(loaded).expanded == {"SimplifiedLayerNormalization": 1}
+    reference = Reference.of(loaded, source=ir.serde.deserialize_model(proto(case)))
+    assert reference.worst(loaded) < 1e-5
