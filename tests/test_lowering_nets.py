@@ -186,3 +186,30 @@ def test_transformers(kind, dynamo, tmp_path):
         module.eval(), (sample,), path, dynamo=dynamo, opset_version=18, input_names=["sample"]
     )
     assert_equal_to_ort(model_io.load(path), {"sample": sample.numpy()})
+
+
+# ---------------------------------------------------------------------- transformers
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what torch says about tracing
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_convnext_of_both_exporters_trains(tmp_path, dynamo):
+    pytest.importorskip("transformers")
+    from tests.transformer_models import export as export_transformer
+
+    model = model_io.load(export_transformer("convnext", tmp_path / "net.onnx", dynamo=dynamo))
+    feeds = {"pixel_values": RNG.standard_normal((2, 3, 64, 64)).astype(np.float32)}
+    assert_equal_to_ort(model, feeds)
+    lowered = lower(model).train()
+    optimizer = torch.optim.SGD(lowered.parameters(), 1e-3)
+    losses = []
+    for _ in range(2):
+        (logits,) = lowered(feeds_of(feeds)).values()
+        losses.append(F.cross_entropy(logits, torch.tensor([3, 7])))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+    assert len(lowered.parameters_by_name) >= 60
+    assert all(parameter.grad is not None for parameter in lowered.parameters())
