@@ -1,11 +1,12 @@
 """infer-prune against the other clean-up tools: right, small, not slower, and in what time.
 
     pip install -r benchmarks/requirements.txt
-    python benchmarks/strip.py [--models FOLDER] [--run FOLDER] [--only PART]
+    taskset -c 1 python benchmarks/strip.py [--models FOLDER] [--run FOLDER] [--only PART]
 
 Models: those inside of installed packages (the weights of onnx's "light" ones are made up first),
 transformers with random weights by both of torch's exporters, and every .onnx file of --models.
-Each tool runs in a process of its own, with a time limit. A row is kept in --run as soon as it is
+Each tool runs in a process of its own, with a time limit. Times are the processor's, so let one
+core do it all. A row is kept in --run as soon as it is
 complete; the same command goes on where it stopped.
 """
 
@@ -197,7 +198,7 @@ def time_claim(rows: Sequence[Row]) -> Claim:
         f"{within} of {len(proven)} within, median {median(proven):.2f}x;"
         f" without the proof {sum(share <= 1.0 for share in bare)}, median {median(bare):.2f}x"
     )
-    text = "time, proof included, against 2 x (onnx.load + onnx.save) + opening one session"
+    text = "CPU time, proof included, against 2 x (onnx.load + onnx.save) + opening one session"
     return Claim(text, "<= 1.00x on every model", measured, met=within == len(proven))
 
 
@@ -223,7 +224,7 @@ def table(rows: Sequence[Row]) -> Table:
             (name, f"{len(good)} of {len(rows)}", f"{shares['nodes']:.2f}x",
              f"{shares['bytes']:.3f}x", f"{seconds:.2f} s")
         )  # fmt: skip
-    columns = ("tool", "right", "nodes", "bytes", "median time")
+    columns = ("tool", "right", "nodes", "bytes", "median CPU time")
     return Table("Clean-up tools, means over the models that each one gets right", columns, lines)
 
 

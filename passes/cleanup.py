@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxslim_kd.access import graphs
 from onnxslim_kd.model import SMALL, infer_shapes, name_of
 from onnxslim_kd.passes.chains import join_chains
 from onnxslim_kd.passes.constants import fold_constants
@@ -37,10 +38,11 @@ def remove_identities(model: ir.Model) -> None:
     2. y an output, x from the same graph and itself no output: x takes the name of y.
     3. y an output, x from outside (an input, an initializer, an outer graph): stays.
     """
-    for node in list(model.graph.all_nodes()):
-        source = passed_on(node)
-        if source is not None:
-            _remove_identity(node, source)
+    for graph in graphs(model):
+        for node in list(graph):
+            source = passed_on(node)
+            if source is not None:
+                _remove_identity(node, source)
 
 
 def _remove_identity(node: ir.Node, source: ir.Value) -> None:
@@ -77,7 +79,7 @@ def fold_branches(model: ir.Model) -> None:
 
     Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched.
     """
-    if not any(node.op_type == "If" for node in model.graph.all_nodes()):
+    if not any(node.op_type == "If" for graph in graphs(model) for node in graph):
         return
     from onnxscript import optimizer
 
@@ -141,8 +143,8 @@ def remove_notes(model: ir.Model) -> None:
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.update(kept)
     common.RemoveUnusedOpsetsPass()(model)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
+    for graph in graphs(model):
+        for value in (value for node in graph for value in node.outputs):
             if not value.is_graph_output():
                 value.shape = value.type = None
 

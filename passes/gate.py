@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxslim_kd.access import graphs
+
 
 @dataclass(frozen=True)
 class Step:
@@ -89,4 +91,4 @@ def _one_by_one(
 
 def size(model: ir.Model) -> int:
     """Count the nodes of all graphs."""
-    return sum(1 for _ in model.graph.all_nodes())
+    return sum(map(len, graphs(model)))

@@ -6,12 +6,13 @@ save(stripped.model, "student.onnx")
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd.access import graphs
 from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import ModelError, PassError, ProofError
 from onnxslim_kd.memory import collection_paused
@@ -162,7 +163,7 @@ def _reference(
     notes: list[str],
 ) -> Reference | None:
     """Run the model as it was given where its outputs are to stay, else as it was declared."""
-    random = [node for node in start.model.graph.all_nodes() if node.op_type in _RANDOM]
+    random = [node for node in _nodes(start.model) if node.op_type in _RANDOM]
     if random:
         notes.append(f"outputs are random ({random[0].op_type} {random[0].name}): not compared")
         return None
@@ -211,7 +212,11 @@ def _check(model: ir.Model) -> None:
 
 
 def _operators(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.all_nodes())
+    return Counter(node.op_type for node in _nodes(model))
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for graph in graphs(model) for node in graph)
 
 
 def _counts(before: Counter[str], after: Counter[str]) -> dict[str, tuple[int, int]]:
