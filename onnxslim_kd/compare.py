@@ -257,4 +257,4 @@ def difference(name: str, want: Array, got: Array) -> float:
 
 def _session(model: Runnable) -> Session:
     """A session that runs the graph as written: the runtime's fusions would add their own noise."""
-    return model if isinstance(model, Session) else Session(model, optimise=False)
+    return model if isinstance(model, Session) else Session(model, optimise=False, spin=False)

@@ -104,7 +104,7 @@ def _computed(nodes: Sequence[ir.Node], model: ir.Model) -> dict[ir.Value, Array
         opset_imports=model.graph.opset_imports,
         name="constants",
     )
-    session = Session(ir.Model(graph, ir_version=model.ir_version), optimise=False)
+    session = Session(ir.Model(graph, ir_version=model.ir_version), optimise=False, spin=False)
     found = session.run({})
     return {value: found[name_of(new)] for value, new in wanted.items()}
 
