@@ -168,12 +168,14 @@ _BROADCAST = """
 Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
 Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
 """.split()  # noqa: SIM905
-_POOL = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
+_POOL = ("AveragePool", "LpPool", "MaxPool")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pointwise.unary),
     **dict.fromkeys(_BROADCAST, pointwise.broadcast),
     **dict.fromkeys(_POOL, space.spatial),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), pointwise.global_pool(exact=False)),
+    "GlobalLpPool": pointwise.global_pool(exact=True),
     **dict.fromkeys(("MaxRoiPool", "RoiAlign"), space.regions),
     "GridSample": space.grid_sample,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape.reshape),

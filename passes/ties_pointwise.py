@@ -141,6 +141,16 @@ def reduce(*, exact: bool) -> Rule:
     return rule
 
 
+def global_pool(*, exact: bool) -> Rule:
+    """Global pooling; exporters use it for a mean over channels that stand behind the tokens."""
+
+    def rule(t: Channels, node: ir.Node) -> None:
+        x = t.need(0)
+        _drop_axes(t, node, x, list(range(2, len(x.shape))), exact=exact)
+
+    return rule
+
+
 def arg_reduce(t: Channels, node: ir.Node) -> None:
     """ArgMax and ArgMin give positions: the axis must stay whole."""
     x = t.need(0)

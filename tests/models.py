@@ -190,6 +190,16 @@ MODELS: dict[str, Case] = {
         "float[8] w3, float[8] w4",
         approximate=True,
     ),
+    "layer-norm-pooled": Case(  # Keras, written by tf2onnx
+        "h = MatMul(x, w1) m = GlobalAveragePool(h) d = Sub(h, m) q = Mul(d, d)"
+        " v = GlobalAveragePool(q) s = Sqrt(v) n = Div(d, s) p = GlobalLpPool(n) o = Div(n, p)"
+        " top = GlobalMaxPool(o) u = Sub(o, top) y = MatMul(u, w2)",
+        "float[6,8] w1, float[8,4] w2",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,4] y",
+        units={"w1": 8},
+        approximate=True,
+    ),
     "rms-norm": between(
         "a = Transpose<perm=[0,2,3,1]>(h) b = RMSNormalization<axis=-1>(a, w3)"
         " t = Transpose<perm=[0,3,1,2]>(b)",
