@@ -43,6 +43,7 @@ def keep_role(model: ir.Model, keep: str) -> list[str] | None:
         return list(record.student_inputs)
     teacher = _teacher(record, keep)
     keep_values(model, teacher.outputs)
+    RemoveUnusedNodesPass()(model)  # the student is gone, and its names are free
     taken = set(ir.convenience.create_value_mapping(model.graph))
     for value in model.graph.outputs:
         original = name_of(value).removeprefix(teacher.prefix)

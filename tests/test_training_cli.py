@@ -99,6 +99,31 @@ def test_calibrate_restores_spoilt_statistics(trained, tmp_path):
     assert spoilt < before - 10 and after > before - 2
 
 
+def test_after_mutual_learning_either_network_ships(tmp_path):
+    model_io.save(classifier(4), tmp_path / "small.onnx")
+    model_io.save(classifier(8, seed=1), tmp_path / "large.onnx")
+    losses = ["--loss", "dml:logits=logits", "--loss", "ce:logits", "--loss",
+              "ce:teacher_logits,name=teacher_ce"]  # fmt: skip
+    done = run("merge", tmp_path / "small.onnx", "--teacher", tmp_path / "large.onnx", *losses,
+               "-o", tmp_path / "merged.onnx")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = run("train", tmp_path / "merged.onnx", "-o", tmp_path / "trained.onnx", "--mutual",
+               "--epochs", 6, "--lr", 0.1, "--threads", 1)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for keep, name in (("student", "small"), ("teacher", "large")):
+        done = run("infer-prune", tmp_path / "trained.onnx", "--keep", keep, "-o",
+                   tmp_path / f"{keep}.onnx")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        before, after = (model_io.load(tmp_path / f"{n}.onnx") for n in (name, keep))
+        assert [v.name for v in after.graph.inputs] == [v.name for v in before.graph.inputs]
+        assert [v.name for v in after.graph.outputs] == [v.name for v in before.graph.outputs]
+        scores = [
+            json.loads(run("eval", tmp_path / f"{n}.onnx", "--json").output)["top1"]
+            for n in (name, keep)
+        ]
+        assert scores[1] > scores[0] + 20, (keep, scores)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
