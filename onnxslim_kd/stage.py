@@ -18,6 +18,8 @@ from onnxslim_kd.errors import UserError
 Listener = Callable[[Mapping[str, Any]], None]
 MODEL, PLAN, SENSITIVITY = "onnx", "plan.json", "sensitivity.json"
 """The endings of what other stages can read."""
+STUDY = "study.json"
+"""The ending of what a search goes on from."""
 
 
 @dataclass(frozen=True)

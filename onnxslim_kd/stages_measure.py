@@ -1,4 +1,4 @@
-"""The stages that measure: bench, eval and sensitivity."""
+"""The stages that measure: bench, eval, sensitivity and search."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from onnxslim_kd import model as model_io
-from onnxslim_kd.stage import SENSITIVITY, Place, Stage
+from onnxslim_kd.search_config import SearchConfig
+from onnxslim_kd.stage import PLAN, SENSITIVITY, STUDY, Place, Stage
 
 
 class Bench(Stage):
@@ -121,3 +122,30 @@ class Sensitivity(Stage):
         for _ in sensitivity.run(job, output, provider=self.provider, threads=self.threads):
             pass
         return [output]
+
+
+class Search(Stage, SearchConfig):
+    """Search for the ratios that cost the least under a budget; a prune stage takes the plan."""
+
+    leaves = (PLAN,)
+    begun = (STUDY,)
+    model: str | None = None
+
+    def reads(self, place: Place) -> list[Path]:
+        """Return the model."""
+        return [place.model(self.model)]
+
+    def others(self) -> list[str]:
+        """Return the data and the user's metric."""
+        return [self.data or "", self.metric]
+
+    def run(self, place: Place) -> list[Path]:
+        """Carry out the trials, into a file that can be gone on with, and plan the best one."""
+        from onnxslim_kd import search
+
+        job, refused = self.job(place.model(self.model))
+        study = place.output(STUDY)
+        for _ in search.run(job, study, self.trials, **self.runtime):
+            pass
+        search.plan(job, search.load(study), refused).save(place.output(PLAN), overwrite=True)
+        return [study, place.output(PLAN)]

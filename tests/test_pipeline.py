@@ -2,17 +2,20 @@ import json
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from onnxslim_kd import model as model_io
 from onnxslim_kd import pipeline, recipe
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import NotFoundError, OperationError, UserError
+from onnxslim_kd.plans import Plan
 from onnxslim_kd.prune_config import PruneConfig
 from onnxslim_kd.stages import STAGES
 from onnxslim_kd.stages_graph import Export, InferPrune, Merge, Prune
-from onnxslim_kd.stages_measure import Bench, Eval, Sensitivity
-from onnxslim_kd.stages_train import Train
+from onnxslim_kd.stages_measure import Bench, Eval, Search, Sensitivity
+from onnxslim_kd.stages_train import Calibrate, Train
 from onnxslim_kd.stamps import Stamps
 from onnxslim_kd.training.config import TrainConfig
 
@@ -123,8 +126,6 @@ def test_a_stage_that_failed_runs_again(tmp_path):
 
 
 def test_a_list_of_data_that_changed_trains_again(tmp_path, monkeypatch):
-    import numpy as np
-
     monkeypatch.chdir(tmp_path)
 
     def data(seed):
@@ -184,6 +185,35 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path):
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_search_and_calibrate_are_stages(tmp_path):
+    text = """
+data: digits?split=test
+stages:
+  net: {do: export, arch: digits_cnn, arguments: {width: 8}}
+  search: {target_macs: 0.4, pattern: conv.*_weights, trials: 3, samples: 64, round_to: 1}
+  pruned: {do: prune, plan: search}
+  calibrated: {do: calibrate, batches: 2}
+"""
+    config, folder = written(tmp_path, text), tmp_path / "run"
+    assert set(events(config, folder).values()) == {"it is new"}
+    assert set(events(config, folder).values()) == {None}
+    plan = Plan.load(folder / "search.plan.json")
+    assert plan.macs_after <= 0.6 * plan.macs_before and "3 trials" in plan.notes[0]
+    cut, done = (model_io.load(folder / f"{name}.onnx") for name in ("pruned", "calibrated"))
+    before, after = (model.graph.initializers["conv1_bn_mean"].const_value for model in (cut, done))
+    assert before.shape == after.shape and not np.allclose(before.numpy(), after.numpy())
+    found = events(config, folder, "stages.search.trials=4", resume=True)
+    assert found["search"] == "its settings changed"
+    assert "4 trials" in Plan.load(folder / "search.plan.json").notes[0]
+    found = events(config, folder, "stages.search.trials=4", "stages.calibrated.batches=3")
+    assert found == {
+        "net": None,
+        "search": None,
+        "pruned": None,
+        "calibrated": "its settings changed",
+    }
+
+
 # ------------------------------------------------------------------------- reading
 
 
@@ -232,6 +262,11 @@ def test_a_pattern_is_a_fine_value(tmp_path):
         ("pruned: {do: prune, ratoi: 0.5}", "'stages.pruned.ratoi' is not known.*: ratio"),
         ("train: {data: digits, optimizer: {momentun: 1}}", "near misses: momentum"),
         ("pruned: {do: prnue}", "do: prnue is none of export, .*; near misses: prune"),
+        ("train: {data: digits, checkpoint: here}", "checkpoint has its place in the run's folder"),
+        ("search: {trials: 3}", "'stages.search': give either target_macs or target_latency"),
+        ("search: {target_macs: 0.5, trails: 3}", "near misses: trials"),
+        ("calibrate: {batches: 0, data: digits}", "'stages.calibrate.batches'"),
+        ("calibrate: {}", "'stages.calibrate.data' is missing"),
         ("sheep: {}", "its name is none of export, .*; say what"),
         ("merge: {losses: []}", "'stages.merge.teacher' is missing"),
         ("merge: {teacher: nett, losses: ['kl:a=b']}", "reads 'nett', which is neither"),
@@ -302,6 +337,8 @@ COMMANDS = {
     "bench": (Bench, {"json_file", "markdown", "html", "inputs"}, {"shapes": "inputs"}),
     "eval": (Eval, set(), {"model": "models"}),
     "sensitivity": (Sensitivity, set(), {"models": "model"}),
+    "search": (Search, {"save_plan"}, {}),
+    "calibrate": (Calibrate, set(), {}),
     "infer_prune": (
         InferPrune, set(), {"softmax": "activation", "sigmoid": "activation", "form": "format"},
     ),

@@ -93,7 +93,7 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         (("-o", study, "--target-macs", 0.4, "--force"), "was made with another budget"),
         (("-o", study, "--target-macs", 0.5, "--force", "--criterion", "l2"), "another criterion"),
         (("-o", model, "--target-macs", 0.5), "not a study file"),
-        (("-o", study), "give either --target-macs or --target-latency"),
+        (("-o", study), "give either target_macs or target_latency"),
         (("-o", study, "--target-macs", 1.5, "--force"), "must be in (0, 1)"),
     ):
         result = run("search", model, "--trials", 1, *arguments)
