@@ -171,6 +171,8 @@ def describe(event: Mapping[str, Any]) -> list[str]:
         if event["teacher"]:
             lines.append(f"teacher runs in {event['teacher']}")
         return lines
+    if kind == "prepared":
+        return list(event["notes"])
     if kind == "unreached":
         return _listed("gets no gradient", event["names"])
     if kind == "init":

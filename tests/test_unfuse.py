@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 from onnxslim_kd import model
 from onnxslim_kd.api import cut, prune
+from onnxslim_kd.cli import main
 from onnxslim_kd.compare import Reference
 from onnxslim_kd.errors import ProofError
 from onnxslim_kd.passes.prune import Choice
@@ -346,3 +348,22 @@ def test_norms_that_the_runtime_writes_into_older_opsets() -> None:
     assert unfuse(loaded).expanded == {"SimplifiedLayerNormalization": 1}
     reference = Reference.of(loaded, source=ir.serde.deserialize_model(proto(case)))
     assert reference.worst(loaded) < 1e-5
+
+
+def test_a_fused_network_is_trained(tmp_path: Path) -> None:
+    case = fused(
+        'a = ms.FusedConv<pads=[1,1,1,1], activation="Relu">(x, w1, wb1)'
+        " p = GlobalAveragePool(a) f = Flatten(p) y = Gemm(f, w2)",
+        "float[8,1,3,3] w1, float[8] wb1, float[8,10] w2",
+        "float[B,1,8,8] x",
+        "float[B,10] y",
+    )
+    onnx.save(given(case), tmp_path / "fused.onnx")
+    arguments = ["train", "fused.onnx", "-o", "out.onnx", "--epochs", "1", "--threads", "1"]
+    done = CliRunner().invoke(
+        main, [str(tmp_path / a) if a.endswith("onnx") else a for a in arguments]
+    )
+    assert done.exit_code == 0, done.output
+    assert "1 FusedConv: written as standard operators" in done.output
+    trained = model.load(tmp_path / "out.onnx")
+    assert {"w1", "wb1", "w2"} <= set(trained.graph.initializers)

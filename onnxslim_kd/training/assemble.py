@@ -10,6 +10,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.batch import free_batch
+from onnxslim_kd.passes.prepare import prepare
 from onnxslim_kd.training import bn, optim
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Loader, check_labels
@@ -48,9 +49,12 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
     roles = roles_io.read(model)
     _check(config, roles, world)
     model = _free(model, config, world)
+    if notes := prepare(model):
+        speak({"event": "prepared", "notes": notes})
     untie(model)
     if config.init_from is not None:
         given = model_io.load(config.init_from)
+        prepare(given)
         untie(given)  # so that the names are the same
         if config.init_shapes:
             take_shapes(model, given)

@@ -10,7 +10,18 @@ from onnxslim_kd.errors import OperationError, UserError
 
 Event = Mapping[str, Any]
 Listener = Callable[[Event], None]
-SPOKEN = {"start", "unreached", "init", "bn", "resume", "step", "epoch", "checkpoint", "end"}
+SPOKEN = {
+    "prepared",
+    "start",
+    "unreached",
+    "init",
+    "bn",
+    "resume",
+    "step",
+    "epoch",
+    "checkpoint",
+    "end",
+}
 """Events that are written; a tick only moves the progress bar."""
 
 
