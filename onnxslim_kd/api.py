@@ -14,6 +14,7 @@ from onnxslim_kd import proof as proofs
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.cost import Cost
 from onnxslim_kd.errors import UserError
+from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
 from onnxslim_kd.passes import prune as pruning
@@ -57,6 +58,7 @@ class Reading:
     correct: Samples | None = None
     """Samples by which to correct the layers that lost inputs, after the cut."""
 
+    @collection_paused()
     def analyse(self, source: model_io.ModelLike) -> Analysis:
         """Load a model, apply the passes, and solve its ties."""
         model = model_io.load(source)
@@ -151,6 +153,7 @@ def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | Non
     )
 
 
+@collection_paused()
 def _carry_out(
     analysis: Analysis, decided: Plan, samples: Samples | None, *, verify: bool
 ) -> tuple[ir.Model, Shapes, proofs.Proof | None, tuple[correction.Corrected, ...]]:

@@ -39,9 +39,8 @@ def cost(model: ir.Model, shapes: Shapes | None = None) -> Cost:
     shapes = shapes or shape_sampling.sample(model)
     per_node = macs(model, shapes.of)
     batch = dynamic_batch(model, shapes)
-    weights = [
-        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
-    ]
+    held = (v.const_value for v in model.graph.initializers.data.values())
+    weights = [tensor for tensor in held if tensor is not None]
     return Cost(
         macs=sum(per_node.values()) // batch,
         parameters=sum(prod(extents_of(w)) for w in weights if is_weight(w)),

@@ -147,7 +147,9 @@ def _outline_weights(model: ir.Graph, graph: onnx.GraphProto) -> None:
 def _may_count(tensor: ir.TensorProtocol) -> bool:
     """Tell whether shape arithmetic may read a tensor: whole numbers, or a few scales."""
     size = bytes_of(tensor)
-    return size <= _SCALES or (size <= SMALL and not tensor.dtype.is_floating_point())
+    if size <= SMALL and tensor.dtype.is_floating_point():
+        return size <= _SCALES and len(extents_of(tensor)) <= 1
+    return size <= SMALL
 
 
 def extents(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:

@@ -80,7 +80,7 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
 
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all initializers."""
-    tensors = [v.const_value for graph in graphs(model) for v in graph.initializers.values()]
+    tensors = [v.const_value for g in graphs(model) for v in g.initializers.data.values()]
     return sum(bytes_of(tensor) for tensor in tensors if tensor is not None)
 
 

@@ -200,8 +200,11 @@ def _stated(value: ir.Value) -> Shape | None:
     """The shape that the model itself gives, where it is known to the last dimension."""
     if value.shape is None:
         return None
-    found = tuple(value.shape)
-    return found if all(isinstance(d, int) for d in found) else None  # type: ignore[return-value]
+    found = value.shape.dims
+    for dim in found:
+        if not isinstance(dim, int):
+            return None
+    return found  # type: ignore[return-value]
 
 
 def _infer_node(

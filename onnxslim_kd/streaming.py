@@ -86,25 +86,26 @@ def _set_aside(
     """Let the weights of at least so many bytes stand one after the other in another file."""
     big = {
         name: tensor
-        for name, value in model.graph.initializers.items()
+        for name, value in model.graph.initializers.data.items()
         if (tensor := value.const_value) is not None
-        and tensor.dtype != ir.DataType.STRING
         and bytes_of(tensor) >= least
+        and tensor.dtype != ir.DataType.STRING
     }
     offset = 0
     try:
         for name, tensor in big.items():
+            length = bytes_of(tensor)
             model.graph.initializers[name].const_value = ir.ExternalTensor(
                 location,
                 offset,
-                bytes_of(tensor),
+                length,
                 tensor.dtype,
                 shape=ir.Shape(extents_of(tensor)),
                 name=name,
                 doc_string=tensor.doc_string,
                 metadata_props=dict(tensor.metadata_props),
             )
-            offset += bytes_of(tensor)
+            offset += length
         yield big
     finally:
         for name, tensor in big.items():
@@ -117,8 +118,8 @@ def embedded(model: ir.Model, *, but: str | None = None) -> Iterator[None]:
     values = [
         value
         for graph in graphs(model)
-        for value in graph.initializers.values()
-        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location != but
+        for value in graph.initializers.data.values()
+        if type(value.const_value) is ir.ExternalTensor and value.const_value.location != but
     ]
     held = [value.const_value for value in values]
     try:

@@ -178,11 +178,9 @@ class Channels:
     def operand(self, index: int) -> Operand | None:
         """Return input ``index`` of the present node; None if absent or of unknown shape."""
         assert self.node is not None
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        if value is None:
-            return None
-        shape = self.shapes.of(value)
-        if shape is None:
+        inputs = self.node.inputs
+        value = inputs[index] if index < len(inputs) else None
+        if value is None or (shape := self.shapes.of(value)) is None:
             return None
         if value.is_initializer() and not value.is_graph_input():
             return Operand(value, self._weight(value, shape, index), shape, constant=True)

@@ -76,7 +76,7 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
         reason = analysis.components.pinned[int(label)]
         raise UserError(f"the plan was made for another model: it cuts what stays ({reason})")
     for member, birth, kept in outputs:
-        keep = np.flatnonzero(~removed[analysis.labels(birth)])
+        keep = (~removed[analysis.labels(birth)]).nonzero()[0]
         if not np.array_equal(keep, kept):
             raise UserError(
                 f"the plan was made for another model: {member.parameter} would keep"
@@ -125,7 +125,7 @@ def _slice_weights(analysis: Analysis, gone: Ids) -> None:
         vector = len(analysis.shapes.shape[birth.value]) == 1
         if birth.operand is None or not (lost or vector):
             continue
-        keep = np.flatnonzero(~gone[birth.start : birth.start + birth.size])
+        keep = (~gone[birth.start : birth.start + birth.size]).nonzero()[0]
         if vector:
             vectors.setdefault(birth.value, []).append((birth, keep))
         else:
@@ -180,21 +180,27 @@ def _check_shapes(state: repairs.Cut) -> None:
     found = types(inferred(outline(state.analysis.model)))
     known: dict[bytes, tuple[int | None, ...] | None] = {}
     for value, expected in state.shapes.items():
-        node, kind = value.producer(), found.get(value.name or "")
+        node = value.producer()
+        kind = found.get(value.name or "") if node is not None else None
         if kind is None or node is None or node.graph is not graph:
             continue  # not inferred, a weight, or removed with what it fed
         key = kind.SerializeToString()
         if key not in known:
             known[key] = extents(kind)
         have = known[key] or expected
-        if len(have) != len(expected) or any(
-            a is not None and a != b for a, b in zip(have, expected, strict=True)
-        ):
+        if have != expected and not _fits(have, expected):
             raise PassError(
                 f"after the cut {value.name} has shape {list(have)}, the plan says {list(expected)}"
             )
     missing = {v.name for node in graph for v in node.outputs if v.shape is None}
-    set_types(graph, {name: kind for name, kind in found.items() if name in missing})
+    if missing:
+        set_types(graph, {name: kind for name, kind in found.items() if name in missing})
+
+
+def _fits(have: tuple[int | None, ...], expected: Shape) -> bool:
+    """Tell whether a shape is the expected one, as far as it is known."""
+    known = (a is None or a == b for a, b in zip(have, expected, strict=False))
+    return len(have) == len(expected) and all(known)
 
 
 def record(model: ir.Model, plan: Plan) -> None:

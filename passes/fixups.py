@@ -22,9 +22,9 @@ def repair(cut: Cut) -> None:
     restored = _restore_sizes(cut)
     changed = {v: shape for v, shape in cut.shapes.items() if v not in restored}
     cut.numbers = fold(cut.analysis.model, changed, cut.analysis.shapes)
+    touched = cut.shapes.keys(), cut.numbers.keys()  # they grow on the way
     for node in list(cut.analysis.model.graph):
-        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-        if not any(v in cut.shapes or v in cut.numbers for v in values):
+        if all(t.isdisjoint(node.inputs) and t.isdisjoint(node.outputs) for t in touched):
             continue
         if node in cut.analysis.channels.shuffles and _shuffle(cut, node):
             continue
@@ -66,7 +66,7 @@ def _restore_sizes(cut: Cut) -> set[ir.Value]:
 
 def _keep_numbers(cut: Cut, node: ir.Node, handled: set[int]) -> None:
     """Give what is no shape-like input the number that it had before the cut."""
-    if any(output in cut.analysis.shapes.number for output in node.outputs):
+    if not cut.numbers or any(output in cut.analysis.shapes.number for output in node.outputs):
         return  # arithmetic inside of the folded part: its readers decide
     for index, value in enumerate(node.inputs):
         if value is None or index in handled or value in cut.shapes:

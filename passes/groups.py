@@ -237,13 +237,12 @@ def _parameters(channels: Channels) -> Iterator[Parameter]:
     """Every output axis and every vector along channels, once, in the order of the graph."""
     starts = np.array([b.start for b in channels.births])
     ends = starts + np.array([b.size for b in channels.births])
-    produced: set[int] = set()
+    produced = np.zeros(len(starts), bool)
     if channels.producers:
         ids = np.concatenate([ids.ravel() for _, ids in channels.producers])
         owner = np.searchsorted(starts, ids, side="right") - 1
-        produced.update(np.unique(owner[ids < ends[owner]]).tolist())
-    for index, birth in enumerate(channels.births):
-        produces = index in produced
+        produced[owner[ids < ends[owner]]] = True
+    for birth, produces in zip(channels.births, produced.tolist(), strict=True):
         if produces or (birth.operand is not None and len(birth.value.shape or ()) == 1):
             yield Parameter(birth.value.name or "?", birth.axis, birth, produces)
 

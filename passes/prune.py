@@ -165,6 +165,11 @@ def plan(analysis: Analysis, choice: Choice) -> Plan:
         from onnxslim_kd.passes import latency  # it cuts and measures, with what is below
 
         return latency.plan(analysis, choice)
+    return _at_once(analysis, choice)
+
+
+@collection_paused()
+def _at_once(analysis: Analysis, choice: Choice) -> Plan:
     ranked, refused, notes = rank(analysis, choice)
     ranked, removed, more = decide(analysis, choice, ranked)
     notes += more
@@ -306,7 +311,7 @@ def _members(analysis: Analysis, owner: Ids, removed: Ids, count: int) -> list[l
             node=birth.node.name or "?",
             before=birth.size,
             after=birth.size - lost,
-            kept=tuple(np.flatnonzero(~gone[own]).tolist()) if birth.start in produced else None,
+            kept=tuple((~gone[own]).nonzero()[0].tolist()) if birth.start in produced else None,
         )
         for index in [a] if a == b else _owners(of_id[own]):
             members[index].append(member)

@@ -110,8 +110,8 @@ def _keep(t: Channels, value: ir.Value, reason: str) -> None:
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """The values of outer graphs that a node's bodies read."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
+    for attribute in node.attributes.data.values():
+        if attribute.type is ir.AttributeType.GRAPH:
             body = attribute.as_graph()
             for inner in body.all_nodes():
                 yield from (v for v in inner.inputs if v is not None and v.graph is not body)
