@@ -163,10 +163,8 @@ def _reshaped(found: Known, node: ir.Node) -> Shape | None:
         return _fresh_rank(found, node)
     if 0 in target and node.attributes.get_int("allowzero", 0) == 1:
         return None
-    given = [
-        source[i] if source is not None and n == 0 and i < len(source) else n
-        for i, n in enumerate(target)
-    ]
+    before = source if source is not None else [found.new() for _ in target]
+    given = [before[i] if n == 0 and i < len(before) else n for i, n in enumerate(target)]
     if -1 in given:
         rest = product(n for n in given if n != -1)
         whole = divided(product(source), rest) if source is not None else None

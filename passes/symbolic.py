@@ -64,7 +64,7 @@ def divided(a: Number, b: Number) -> Number | None:
     if a == b and b != 0:
         return 1
     divisor = _terms(b)
-    if len(divisor) != 1:
+    if len(divisor) != 1 or b == 0:
         return None
     ((symbols, factor),) = divisor.items()
     found: dict[tuple[str, ...], int] = {}

@@ -7,7 +7,16 @@ from onnxslim_kd.passes import symbolic
 from onnxslim_kd.passes.cleanup import remove_dead
 from onnxslim_kd.passes.gate import size
 from onnxslim_kd.passes.shape_fold import fold_known, known
-from onnxslim_kd.passes.symbolic import Number, add, divide, equal, multiply, remainder, subtract
+from onnxslim_kd.passes.symbolic import (
+    Number,
+    add,
+    divide,
+    divided,
+    equal,
+    multiply,
+    remainder,
+    subtract,
+)
 from onnxslim_kd.shapes import sample
 from tests.models import MODELS, build
 
@@ -32,6 +41,7 @@ def load(body: str) -> ir.Model:
         (divide(multiply(multiply(B, 12), S), multiply(S, 4)), multiply(B, 3)),
         (divide(-7, 2), -3),
         (divide(add(B, 1), 0), None),
+        (divided(add(B, 1), 0), None),
         (divide(subtract(B, 3), 2), None),  # might be negative
         (divide(B, 3), divide(B, 3)),
         (subtract(add(B, S), B), S),
@@ -177,3 +187,10 @@ def _evaluate(number: Number, values: dict[str, int]) -> int | None:
             factor *= values[name]
         total += factor
     return total
+
+
+def test_dimensions_that_a_reshape_keeps_of_the_unknown_are_unknown() -> None:
+    loaded = load("""g (float[N,T,4] x) => (int64[1] y) {
+      z = Unheard(x) t = Constant <value_ints = [0, 0, -1]> () r = Reshape(z, t)
+      s = Shape(r) n = Gather(s, first) y = Mul(n, four) }""")
+    assert fold_known(loaded) == 0
