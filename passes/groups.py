@@ -178,9 +178,13 @@ class Analysis:
 
     def over_births(self, combine: np.ufunc, found: np.ndarray[Any, Any]) -> Ids:
         """Combine what was found for every id into one number per birth."""
-        bounds = np.array([(b.start, b.start + b.size) for b in self.births], np.int64)
         last = found[:1]  # a bound may stand at the end, of which numpy wants an element
-        return np.asarray(combine.reduceat(np.concatenate([found, last]), bounds.ravel())[::2])
+        return np.asarray(combine.reduceat(np.concatenate([found, last]), self._bounds)[::2])
+
+    @cached_property
+    def _bounds(self) -> Ids:
+        """Where each birth begins and ends."""
+        return np.array([(b.start, b.start + b.size) for b in self.births], np.int64).ravel()
 
     def macs(self, removed: Ids | None = None) -> int:
         """MACs for one element of the batch, after the components in ``removed`` are gone."""

@@ -319,7 +319,9 @@ def _members(analysis: Analysis, owner: Ids, removed: Ids, count: int) -> list[l
 
 
 def _owners(owners: Ids) -> list[int]:
-    return [int(i) for i in np.unique(owners) if i >= 0]
+    """The groups among ``owners``, in which -1 stands for none."""
+    found: list[int] = np.bincount(owners + 1)[1:].nonzero()[0].tolist()
+    return found
 
 
 def _approximate(analysis: Analysis, owner: Ids, removed: Ids) -> dict[int, list[str]]:
