@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnxslim_kd.training.kernel_gradient import conv2d
 from onnxslim_kd.training.opnode import Kernel, OpNode
 from onnxslim_kd.training.ops_window import Window, halves, torch_pads, window
 
@@ -37,6 +38,8 @@ def conv(node: OpNode, weight: int = 1) -> Kernel:
     strides, dilations = attributes.strides, attributes.dilations
     if attributes.symmetric:
         pads = attributes.begin
+        if group == 1 and dilations == [1, 1]:
+            return lambda x, w, b=None: conv2d(x, w, b, strides, pads)
         return lambda x, w, b=None: kernel(x, w, b, strides, pads, dilations, group)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
