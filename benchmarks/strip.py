@@ -6,8 +6,9 @@
 Models: those inside of installed packages (the weights of onnx's "light" ones are made up first),
 transformers with random weights by both of torch's exporters, and every .onnx file of --models.
 Each tool runs in a process of its own, with a time limit. Times are the processor's, so let one
-core do it all. A row is kept in --run as soon as it is
-complete; the same command goes on where it stopped.
+core do it all. A row is kept in --run as soon as it is complete; the same command goes on where it
+stopped. With --peers, the --run of an earlier time, what it knows of the other tools is taken over,
+and infer-prune alone is measured.
 """
 
 import argparse
@@ -40,7 +41,10 @@ Row = dict[str, Any]
 # ----------------------------------------------------------------------------- measure
 
 
-def measure(source: Path, folder: Path, workers: dict[str, Worker], seconds: float) -> Row:
+def measure(
+    source: Path, folder: Path, workers: dict[str, Worker], seconds: float, known: Row
+) -> Row:
+    """Measure the tools that ``known``, an earlier row, does not know."""
     reference = numbers.Reference.of(model_io.load(source), source=source)
     row: Row = {
         "model": source.stem,
@@ -49,6 +53,8 @@ def measure(source: Path, folder: Path, workers: dict[str, Worker], seconds: flo
         "tools": {},
     }
     for name, worker in workers.items():
+        if name in known.get("tools", {}):
+            continue
         target = written(folder, source, name)
         taken = worker.run(source, target)
         if name in (OURS, *PEERS):
@@ -61,6 +67,9 @@ def measure(source: Path, folder: Path, workers: dict[str, Worker], seconds: flo
     }
     for name in workers:
         clear(written(folder, source, name))
+    row["tools"] |= known.get("tools", {})
+    for level, ratios in known.get("latency", {}).items():
+        row["latency"][level] = ratios | row["latency"][level]
     return row
 
 
@@ -231,20 +240,33 @@ def table(rows: Sequence[Row]) -> Table:
 # -------------------------------------------------------------------------------- rows
 
 
-def rows_of(sources: Sequence[Path], folder: Path, limit: float, seconds: float) -> Iterator[Row]:
+def rows_of(sources: Sequence[Path], folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     """Measure what ``folder`` does not know yet."""
     names = (OURS, *PEERS, "unproven", "load and save", "session")
-    workers = {name: Worker(name, limit) for name in names}
+    workers = {name: Worker(name, options.limit) for name in names}
     for source in sources:
         kept = folder / f"{source.stem}.json"
         if not kept.exists():
-            row = measure(strip_models.whole(source, folder), folder, workers, seconds)
+            whole = strip_models.whole(source, folder)
+            row = measure(whole, folder, workers, options.seconds, of_peers(options.peers, source))
             kept.write_text(json.dumps(row, default=vars))
         row = json.loads(kept.read_text())
         show(row)
         yield row
     for worker in workers.values():
         worker.stop()
+
+
+def of_peers(folder: Path | None, source: Path) -> Row:
+    """What an earlier run knows of a model and the other tools."""
+    kept = folder / f"{source.stem}.json" if folder is not None else None
+    if kept is None or not kept.exists():
+        return {}
+    row = json.loads(kept.read_text())
+    levels = {level: dict(ratios) for level, ratios in row["latency"].items()}
+    for known in (row["tools"], *levels.values()):
+        known.pop(OURS, None)
+    return {"tools": row["tools"], "latency": levels}
 
 
 def show(row: Row) -> None:
@@ -266,6 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="a folder of more .onnx files")
     parser.add_argument("--run", type=Path, help="where rows are kept, to go on later")
+    parser.add_argument("--peers", type=Path, help="an earlier --run, to measure ours alone")
     parser.add_argument("--only", default="", help="only models whose name contains this")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing, for each level")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for a tool and a model")
@@ -278,7 +301,7 @@ def main() -> None:
         sources += sorted(options.models.glob("*.onnx")) if options.models else []
         sources = [path for path in sources if options.only in path.name]
         rows: list[Row] = []
-        for row in rows_of(sources, folder, options.limit, options.seconds):
+        for row in rows_of(sources, folder, options):
             rows.append(row)
             if not options.only and (len(rows) % 10 == 0 or len(rows) == len(sources)):
                 write(

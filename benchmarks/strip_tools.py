@@ -16,9 +16,9 @@ import onnx
 
 OURS = "onnxslim-kd"
 PEERS = ("onnxslim", "onnxsim", "onnxscript", "ort basic")
-LONG = 5.0
+LONG = 2.0
 """Seconds after which a tool is not run again."""
-RUNS = 6
+RUNS = 5
 """The first one imports what the tool needs; of the others the fastest is what the tool takes."""
 
 
