@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 FILE = click.Path(path_type=Path)
 SHOWN = 8
 """Names listed before "and N more"."""
+NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second"}
+"""What a step's event holds besides the terms of the loss."""
 
 
 @click.command()
@@ -151,7 +153,7 @@ def _terminal(epochs: int, *, as_json: bool) -> Iterator[Any]:
                 done = event["epoch"] * event["steps"] + event["step"]
                 progress.update(task, completed=done, total=epochs * event["steps"])
             if event["event"] == "step":
-                loss = f"loss {event['loss']:.4g} {event['samples_per_second']:.0f}/s"
+                loss = f"{_losses(event)} {event['samples_per_second']:.0f}/s"
                 where = f"epoch {event['epoch'] + 1}/{epochs}"
                 progress.update(task, loss=loss, description=where)
                 return
@@ -195,6 +197,13 @@ def _listed(what: str, names: Any) -> list[str]:
     shown = ", ".join(list(names)[:SHOWN])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return [f"{what} ({len(names)}): {shown}{more}"]
+
+
+def _losses(event: Mapping[str, Any]) -> str:
+    """The loss and its terms, where there are several."""
+    terms = {name: value for name, value in event.items() if name not in NO_TERMS}
+    shown = {"loss": event["loss"], **(terms if len(terms) > 1 else {})}
+    return " ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
 def _numbers(event: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     merged = merge(folder / "student.onnx", folder / "teacher.onnx", ["kl:logits=logits"])
     kd.save(merged, folder / "merged.onnx")
     kd.save(infer_prune(folder / "student.onnx").model, folder / "folded.onnx")
-    for copy, source in (("original", "student"), ("trained", "student"), ("resnet50", "teacher")):
+    for copy, source in (("original", "folded"), ("trained", "student"), ("resnet50", "teacher")):
         shutil.copy(folder / f"{source}.onnx", folder / f"{copy}.onnx")
     choice = kd.Choice(pattern="conv", ratio=0.5)
     pruned = kd.prune(folder / "original.onnx", choice, folder / "pruned.onnx")

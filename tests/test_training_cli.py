@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -140,3 +141,13 @@ def test_bad_input_is_one_sentence_and_writes_nothing(trained, arguments, code, 
     done = run("train", *arguments)
     assert done.exit_code == code and message in done.output
     assert "Error: " in done.output and not (trained / "x.onnx").exists()
+
+
+def test_a_terminal_sees_a_bar_with_every_term(tmp_path):
+    model_io.save(pair(), tmp_path / "pair.onnx")
+    arguments = ["train", tmp_path / "pair.onnx", "-o", tmp_path / "out.onnx", "--epochs", 1]
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "200", "TERM": "xterm"}
+    done = CliRunner().invoke(main, [str(a) for a in arguments], env=terminal)
+    assert done.exit_code == 0, done.output
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.output)  # colours, and moves of the cursor
+    assert re.search(r"epoch 1/1.*22/22 .*loss [\d.]+ kl [\d.]+ hint [\d.]+ \d+/s", said)

@@ -353,3 +353,8 @@ def test_labels_that_only_a_batch_shows_are_checked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="sample 9 has label 12, the model has 10 classes"):
         fit(classifier(), data="twelve:make")
+
+
+def test_a_run_that_blows_up_names_what_did_and_not_the_statistics_it_spoilt():
+    with pytest.raises(OperationError, match="the first value that is not finite is 'c2'"):
+        fit(classifier(), epochs=1, optimizer={"lr": 1e30})

@@ -209,14 +209,18 @@ class Lowered(nn.Module):
 
 
 class _Finder(fx.Interpreter):
-    """Remembers the first value with a NaN or an infinity."""
+    """Remembers the first value with a NaN or an infinity.
+
+    Weights are left out: the step that failed has spoilt the running statistics already.
+    """
 
     found: str | None = None
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
         bad = isinstance(result, Tensor) and result.is_floating_point()
-        if bad and self.found is None and n.op != "output" and not bool(result.isfinite().all()):
+        counts = bad and n.op != "output" and "weight" not in n.meta
+        if counts and self.found is None and not bool(result.isfinite().all()):
             self.found = str(n.meta.get("value", n.name))
         return result
 
