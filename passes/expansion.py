@@ -84,6 +84,8 @@ class Expansion:
         for index, value in enumerate(node.outputs):
             value.name = f"{name}_output_{index}"
         infer(node, self.graph.opset_imports)
+        if op_type == "Cast":
+            node.outputs[0].type = ir.TensorType(ir.DataType(attributes["to"]))
         self.nodes.append(node)
         return list(node.outputs)
 
@@ -92,9 +94,16 @@ class Expansion:
             return operand
         if isinstance(operand, Sequence):
             return self.array(np.array(operand, np.int64))
-        if like is None or like.dtype is None:
+        return self.array(np.array(operand, self._type(like).numpy()))
+
+    def _type(self, like: ir.Value | None) -> ir.DataType:
+        """The type of a value; where it is not known, that of the floats that the node reads."""
+        kinds = [v.dtype for v in (like, *self.node.inputs) if v is not None and v.dtype]
+        known = like is not None and like.dtype is not None
+        found = kinds[:1] if known else [k for k in kinds if k.is_floating_point()]
+        if not found:
             raise Unsupported("the type of what it computes with is not known")
-        return self.array(np.array(operand, like.dtype.numpy()))
+        return found[0]
 
     def array(self, array: np.ndarray[Any, Any], name: str = "") -> ir.Value:
         """Add a constant."""

@@ -27,6 +27,7 @@ from onnxslim_kd.passes.deploy import (
     keep_values,
     to_inference,
 )
+from onnxslim_kd.passes.unfuse import unfuse
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class _Asked:
         operators: Counter[str] = Counter()
         model = load(self.model, operators=operators)
         held, fixed = weight_bytes(model), [value.shape for value in model.graph.inputs]
+        unfuse(model, contrib=False)  # what ONNX does not know; its checker looks at the result
         inputs = keep_role(model, self.keep)
         freed = fixed != [value.shape for value in model.graph.inputs]
         if self.outputs:

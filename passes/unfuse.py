@@ -12,7 +12,7 @@ The result is left so: the runtime fuses it again whenever it loads it.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx
@@ -38,15 +38,26 @@ class Unfused:
     """Nodes that have an expansion but are in another form: why they stay, by name."""
 
 
-def unfuse(model: ir.Model) -> Unfused:
-    """Replace fused operators in the main graph of ``model`` by standard ones, in place."""
+def unfuse(model: ir.Model, *, contrib: bool = True) -> Unfused:
+    """Replace fused operators in the main graph of ``model`` by standard ones, in place.
+
+    Args:
+        model: A loaded model.
+        contrib: False leaves those of ``com.microsoft``, and replaces the one that the runtime
+            writes into ONNX's own domain, where a checker does not know it.
+    """
+    domains = ("", "ai.onnx", *([MICROSOFT] if contrib else []))
     done: Counter[str] = Counter()
     left: dict[str, str] = {}
     before = -1
-    while before != sum(done.values()) and any(_expansion(node) for node in model.graph):
+    while before != sum(done.values()) and any(_expansion(n, domains) for n in model.graph):
         before, left = sum(done.values()), {}
         for node in list(model.graph):
-            _sweep(model.graph, node, done, left)
+            expand = _expansion(node, domains)
+            if expand is not None:
+                _write_out(model.graph, node, expand, done, left)
+            elif any(value.type is None or value.shape is None for value in node.outputs):
+                infer(node, model.graph.opset_imports)
         if sum(done.values()) > before:
             infer_shapes(model)  # follows numbers too; a form that needed a shape may now have it
     if done:
@@ -54,13 +65,9 @@ def unfuse(model: ir.Model) -> Unfused:
     return Unfused(dict(done), left)
 
 
-def _sweep(graph: ir.Graph, node: ir.Node, done: Counter[str], left: dict[str, str]) -> None:
-    """Expand one node, or pass types on through it."""
-    expand = _expansion(node)
-    if expand is None:
-        if any(value.type is None or value.shape is None for value in node.outputs):
-            infer(node, graph.opset_imports)
-        return
+def _write_out(
+    graph: ir.Graph, node: ir.Node, expand: "Expand", done: Counter[str], left: dict[str, str]
+) -> None:
     weights = set(graph.initializers)
     made = Expansion(node, graph)
     try:
@@ -93,15 +100,11 @@ def _replace(
     graph.remove(node, safe=True)
 
 
-def _expansion(node: ir.Node) -> "Expand | None":
+def _expansion(node: ir.Node, domains: Collection[str]) -> "Expand | None":
     expand = EXPANSIONS.get(node.op_type)
-    if expand is None or node.domain not in ("", "ai.onnx", MICROSOFT):
+    if expand is None or node.domain not in domains:
         return None
-    return expand if node.domain == MICROSOFT or not _is_standard(node.op_type) else None
-
-
-def _is_standard(op_type: str) -> bool:
-    return onnx.defs.has(op_type)
+    return expand if node.domain == MICROSOFT or not onnx.defs.has(node.op_type) else None
 
 
 Expand = Callable[[Expansion], list[ir.Value | None]]

@@ -15,6 +15,7 @@ from onnxslim_kd.compare import Reference
 from onnxslim_kd.errors import ProofError
 from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ratios import Amount
+from onnxslim_kd.passes.strip import infer_prune
 from onnxslim_kd.passes.unfuse import EXPANSIONS, MICROSOFT, unfuse
 from tests.models import Case, proto
 
@@ -367,3 +368,11 @@ def test_a_fused_network_is_trained(tmp_path: Path) -> None:
     assert "1 FusedConv: written as standard operators" in done.output
     trained = model.load(tmp_path / "out.onnx")
     assert {"w1", "wb1", "w2"} <= set(trained.graph.initializers)
+
+
+def test_infer_prune_writes_out_what_is_not_onnx_and_leaves_the_rest() -> None:
+    case = fused("a = ms.Gelu(x) y = SimplifiedLayerNormalization(a, w)", "float[16] w")
+    done = infer_prune(given(case))
+    kinds = {node.op_type for node in done.model.graph}
+    assert kinds == {"Gelu", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"}
+    assert done.proof is not None
