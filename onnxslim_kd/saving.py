@@ -47,7 +47,9 @@ def save(
 def _save_two_files(model: ir.Model, target: Path) -> None:
     """Write both in a folder beside, where they have the names that they will have."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
             write_beside(model, Path(folder) / target.name)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the .data file first
                 _put(file, target.parent / file.name)

@@ -132,6 +132,24 @@ def test_one_form() -> None:
     assert outputs_differ(ir.from_proto(model), loaded, [feeds]) is None
 
 
+def test_constants_of_a_file_become_weights_and_the_other_nodes_keep_their_order(
+    tmp_path: Path,
+) -> None:
+    model = proto(
+        Case(
+            "a = Relu(x) c = Constant<value=float[1] {2.0}>() b = Mul(a, c)"
+            " d = Constant<value=float[1] {3.0}>() e = Add(b, d) y = Sub(e, w)",
+            "float[3] w",
+            "float[1,3] x",
+            "float[1,3] y",
+        )
+    )
+    loaded = load(written(tmp_path, model))
+    assert [node.op_type for node in loaded.graph] == ["Relu", "Mul", "Add", "Sub"]
+    assert list(loaded.graph.initializers) == ["w", "c", "d"]
+    assert loaded.graph.initializers["d"].const_value.numpy().tolist() == [3.0]
+
+
 def test_save_is_whole_or_not_at_all(tmp_path: Path) -> None:
     model = load(proto(SMALL))
     path = tmp_path / "out.onnx"

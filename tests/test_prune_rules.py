@@ -18,6 +18,15 @@ def test_every_rule_has_a_model() -> None:
     assert RULES.keys() - used - {"Constant"} - UPSAMPLE == set()
 
 
+def test_counts_for_all_births_at_once_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    for case in MODELS.values():
+        analysis = api.inspect(build(case))
+        gone = rng.random(len(analysis.components.label)) < 0.5
+        each = [int(gone[b.start : b.start + b.size].sum()) for b in analysis.births]
+        assert analysis.lost(gone) == each
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_pruned_model_equals_the_silenced_original(name: str) -> None:
     case = MODELS[name]
