@@ -137,6 +137,10 @@ CASES = {
         (*MODEL, *GOOD, "--set", "labels.loss=user_code:plain"),
         "labels.loss user_code:plain must return a scalar tensor, got float",
     ),
+    "no such loss": (
+        (*MODEL, *GOOD, "--set", "labels.loss=huber"),
+        "labels.loss 'huber' is not one of ce, mse, module:function",
+    ),
     "loss of another shape": (
         (*MODEL, *GOOD, "--set", "labels.loss=mse"),
         "labels.loss mse wants labels of the output's shape [8, 10], the data gives [8]",

@@ -72,6 +72,11 @@ class Objective:
         self._check(roles, config)
 
     def _check(self, roles: Roles | None, config: TrainConfig) -> None:
+        loss = self.settings.loss
+        if loss not in LOSSES and ":" not in loss:
+            raise UserError(
+                f"labels.loss {loss!r} is not one of {', '.join(LOSSES)}, module:function"
+            )
         for epoch in range(config.epochs):
             if not self.active(epoch):
                 raise UserError(f"no loss term is active in epoch {epoch}; see terms and labels")
