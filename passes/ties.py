@@ -17,6 +17,7 @@ from onnxslim_kd.passes import ties_gather as gather
 from onnxslim_kd.passes import ties_layers as layers
 from onnxslim_kd.passes import ties_movement as movement
 from onnxslim_kd.passes import ties_pointwise as pointwise
+from onnxslim_kd.passes import ties_recurrent as recurrent
 from onnxslim_kd.passes import ties_reshape as reshape
 from onnxslim_kd.passes import ties_space as space
 from onnxslim_kd.passes.channels import Channels, Ids, Unsupported
@@ -211,7 +212,7 @@ RULES: dict[str, Rule] = {
     "MatMulInteger": layers.matmul,
     "QLinearMatMul": layers.matmul,
     "Einsum": layers.einsum,
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), layers.rnn),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.rnn),
     "Attention": fused.attention,
     "RotaryEmbedding": fused.rotary_embedding,
     "Concat": movement.concat,

@@ -15,7 +15,7 @@ def conv(t: Channels, node: ir.Node) -> None:
     """
     x, w = t.need(0), t.need(weight := _weight_input(node))
     groups = node.attributes.get_int("group", 1)
-    channels = _channels(t, x)
+    channels, beside = t.ids(x, 1), _beside(t, node, x, w)
     outputs, inputs = t.ids(w, 0), t.ids(w, 1)
     if groups == 1:
         t.same(channels, inputs, f"feeds {w.name}, which sees every input channel")
@@ -27,11 +27,33 @@ def conv(t: Channels, node: ir.Node) -> None:
         t.consume((0, 1), (weight, 1))
     t.produce(outputs)
     _add_bias(t, node, outputs)
-    t.set(0, _batch_and(x, outputs))
+    t.set(0, [*_batch_and(x, outputs), *beside])
 
 
 def _weight_input(node: ir.Node) -> int:
     return 3 if node.op_type == "QLinearConv" else 1
+
+
+def _beside(t: Channels, node: ir.Node, x: Operand, w: Operand) -> list[Block]:
+    """What passes of spatial axes that hold channels: gates over neighbours, mixers of tokens.
+
+    1. A window of one leaves each position to itself.
+    2. A longer one that gives as many as it takes mixes neighbours, as LRN does.
+    3. What changes their number keeps them all.
+    """
+    passed = []
+    strides = node.attributes.get_ints("strides") or [1] * len(x.shape)
+    for block in (b for b in x.layout if min(b.axes) > 1):
+        alike = all(x.shape[a] == t.out_shape()[a] and strides[a - 2] == 1 for a in block.axes)
+        mixed = any(w.shape[a] > 1 for a in block.axes)
+        if not alike or (mixed and len(block.axes) > 1):
+            t.freeze([block], "a spatial axis is computed over")
+            continue
+        if mixed:
+            t.not_exact(block.ids, f"{node.op_type} runs over neighbouring channels")
+            t.consume((0, block.axes[0]), out_axis=block.axes[0])
+        passed.append(block)
+    return passed
 
 
 def _channels(t: Channels, x: Operand) -> Ids | None:
@@ -246,42 +268,3 @@ def einsum(t: Channels, node: ir.Node) -> None:
         t.consume(*places)
     blocks = [(i, letters.get(letter)) for i, letter in enumerate(result)]
     t.set(0, [Block((i,), ids) for i, ids in blocks if ids is not None])
-
-
-# ----------------------------------------------------------------------- recurrent
-
-
-def rnn(t: Channels, node: ir.Node) -> None:
-    """LSTM, GRU, RNN: hidden unit j of every gate and direction goes together.
-
-    Shapes (ONNX LSTM-14): W [dirs, gates*H, I], R [dirs, gates*H, H], B [dirs, 2*gates*H],
-    initial states [dirs, B, H], peepholes [dirs, 3*H]; Y [T, dirs, B, H] (layout 0).
-    """
-    if node.attributes.get_int("layout", 0):
-        raise Unsupported("batch-first layout")
-    x, w, r = t.need(0), t.need(1), t.need(2)
-    t.same(t.ids(x, 2), t.ids(w, 2), f"feeds {w.name}, which sees every feature")
-    t.consume((0, 2), (1, 2))
-    hidden = t.ids(r, 2)
-    if hidden is None:
-        return
-    t.produce(t.ids(w, 1))
-    t.produce(hidden)
-    t.consume((2, 2))
-    stacked = [(w, 1), (r, 1), (t.operand(3), 1), (t.operand(7), 1)]
-    stacked += [(t.operand(5), 2), (t.operand(6), 2)]
-    for operand, axis in stacked:
-        if operand is not None:
-            _tie_stacked(t, operand, axis, hidden)
-    t.set(0, [Block((3,), hidden)])
-    t.set(1, [Block((2,), hidden)])
-    t.set(2, [Block((2,), hidden)])
-
-
-def _tie_stacked(t: Channels, operand: Operand, axis: int, hidden: Ids) -> None:
-    """Tie an axis that stacks several runs of the hidden units."""
-    ids = t.ids(operand, axis)
-    if ids is None:
-        t.freeze([Block((0,), hidden)], f"meets {operand.name}, which has no channels to remove")
-    else:
-        t.tie(ids.reshape(-1, len(hidden)), hidden[None, :])

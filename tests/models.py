@@ -175,6 +175,20 @@ MODELS: dict[str, Case] = {
         "float[2] w3, float[2] w4, float[8,1,1] w5",
         units={"w1": 2},  # whole groups: each has its own statistics, so that this is exact
     ),
+    "eca": between(  # a gate of each channel and its neighbours
+        "p = GlobalAveragePool(h) s = Constant<value_ints=[0,1,-1]>() q = Reshape(p, s)"
+        " c = Conv<pads=[1,1]>(q, w3) g = Sigmoid(c) u = Constant<value_ints=[0,-1,1,1]>()"
+        " r = Reshape(g, u) t = Mul(h, r)",
+        "float[1,1,3] w3",
+        approximate=True,
+    ),
+    "token-mixer": Case(  # tokens are the channels of a convolution, channels its space
+        "h = MatMul(x, w1) a = Conv(h, w3, w4) b = Add(a, h) y = MatMul(b, w2)",
+        "float[6,8] w1, float[5,5,1] w3, float[5] w4, float[8,4] w2",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,4] y",
+        units={"w1": 8, "w3": 0},
+    ),
     "lrn": between("t = LRN<size=3>(h)", approximate=True),
     "layer-norm": between(
         "a = Transpose<perm=[0,2,3,1]>(h) b = LayerNormalization<axis=-1>(a, w3, w4)"
