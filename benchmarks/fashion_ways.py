@@ -10,7 +10,7 @@ from typing import Any
 import fashion_peer as peer
 import numpy as np
 import torch
-from fashion_table import BLOCKS, BY_HAND, FOLDED, KD
+from fashion_table import BLOCKS, BY_HAND, FOLDED, KD, stage_of
 from torch import Tensor
 
 from onnxslim_kd import model as model_io
@@ -188,7 +188,13 @@ def distil(place: Place, share: float, name: str) -> dict[str, Any]:
 
 
 def distil_blocks(place: Place, share: float, name: str) -> dict[str, Any]:
-    return place.fit(name, _merged(place, "blocks", share), "recover")
+    cuts = [place.file(f"{kind}-{share:g}").read_bytes() for kind in ("blocks", "l1")]
+    if cuts[0] != cuts[1]:
+        return place.fit(name, _merged(place, "blocks", share), "recover")
+    # any width came out in whole blocks: the same net, data and seed train to the same weights
+    done = stage_of(KD, share)
+    place.save(model_io.load(place.file(done)), name)
+    return place.stage(done, lambda: distil(place, share, done))
 
 
 def distil_folded(place: Place, share: float, name: str) -> dict[str, Any]:
