@@ -77,7 +77,7 @@ def write(
     """Write ``results/<name>.json`` and print its claims.
 
     Args:
-        name: Of the script, without ``.py``.
+        name: Of the script, without ``.py``; behind a hyphen the part that it measured.
         claims: What was promised and measured, for README.md.
         rows: The measurements behind them: JSON values, dataclasses, numpy numbers.
         tables: What README.md shows above the claims.
@@ -85,7 +85,7 @@ def write(
         packages: Peers whose versions belong to the numbers.
     """
     result = {
-        "command": " ".join(["python", f"benchmarks/{name}.py", *arguments]),
+        "command": " ".join(["python", f"benchmarks/{name.partition('-')[0]}.py", *arguments]),
         "environment": machine.environment(("torch", *packages)),
         "claims": [dataclasses.asdict(claim) for claim in claims],
         "tables": [dataclasses.asdict(table) for table in tables],

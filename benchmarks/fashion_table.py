@@ -21,20 +21,20 @@ def stage_of(way: str, share: float) -> str:
     return f"{way.replace(' ', '_').replace(',', '')}-{share:g}"
 
 
-def table(found: list[dict[str, Any]], seeds: list[int]) -> list[dict[str, Any]]:
-    """Join the seeds of a row; rows without all of them are left out."""
+def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the seeds of every row of a net."""
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for one in found:
-        rows.setdefault((one["net"], one["share"], one["way"]), []).append(one)
-    return [_row(group, seeds) for group in rows.values() if len(group) == len(seeds)]
+        rows.setdefault((one["share"], one["way"]), []).append(one)
+    return [_row(group) for group in rows.values()]
 
 
-def _row(group: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+def _row(group: list[dict[str, Any]]) -> dict[str, Any]:
     first = group[0]
     lost = [one["original"]["top1"] - one["top1"] for one in group]
     return {
         **{key: first[key] for key in ("net", "share", "way", "epochs")},
-        "seeds": seeds,
+        "seeds": [one["seed"] for one in group],
         "macs_removed": [one["macs_removed"] for one in group],
         "original": {key: [one["original"][key] for one in group] for key in SHIPPED},
         **{key: [one[key] for one in group] for key in SHIPPED},
@@ -43,24 +43,21 @@ def _row(group: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def shown(rows: list[dict[str, Any]], latencies: dict[str, dict[str, Any]]) -> list[Table]:
-    """Make one table per net: what ships, before and after."""
-    tables = []
-    for net in dict.fromkeys(row["net"] for row in rows):
-        own = [row for row in rows if row["net"] == net]
-        before, after = own[0]["epochs"]
-        title = f"Fashion-MNIST, {net}: {before} epochs, cut, {after} epochs"
-        title += f", mean of {len(own[0]['seeds'])} seed(s)"
-        lines = [_line("original", own[0]["original"], ["1", "-", "1"])]
-        for row in own:
-            cut = row["way"] if row["way"] in TIMED else KD
-            ratio = latencies[net][stage_of(cut, row["share"])]["median"]
-            macs = 1 - statistics.mean(row["macs_removed"])
-            low, high = row["spread"]
-            lost = f"{row['lost']:.2f} ({low:.2f} to {high:.2f})"
-            lines.append(_line(row["way"], row, [f"{macs:.2f}", lost, f"{ratio:.2f}"]))
-        tables.append(Table(title, COLUMNS, lines))
-    return tables
+def shown(rows: list[dict[str, Any]], latencies: dict[str, Any]) -> Table:
+    """Make the table of a net: what ships, before and after."""
+    first = rows[0]
+    before, after = first["epochs"]
+    title = f"Fashion-MNIST, {first['net']}: {before} epochs, cut, {after} epochs"
+    title += f", mean of {len(first['seeds'])} seed(s)"
+    lines = [_line("original", first["original"], ["1", "-", "1"])]
+    for row in rows:
+        cut = row["way"] if row["way"] in TIMED else KD
+        ratio = latencies[stage_of(cut, row["share"])]["median"]
+        macs = 1 - statistics.mean(row["macs_removed"])
+        low, high = row["spread"]
+        lost = f"{row['lost']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(_line(row["way"], row, [f"{macs:.2f}", lost, f"{ratio:.2f}"]))
+    return Table(title, COLUMNS, lines)
 
 
 def _line(way: str, row: dict[str, Any], ratios: list[str]) -> list[str]:
@@ -69,23 +66,19 @@ def _line(way: str, row: dict[str, Any], ratios: list[str]) -> list[str]:
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:
-    by = {(row["net"], row["share"], row["way"]): row for row in rows}
-    found = []
-    for net in dict.fromkeys(row["net"] for row in rows):
-        own = [row for row in rows if row["net"] == net]
-        after = f"{own[0]['epochs'][1]} epochs, {len(own[0]['seeds'])} seed(s)"
-        if net == "resnet20":
-            top1 = statistics.mean(own[0]["original"]["top1"])
-            what = f"Fashion-MNIST, {net}, top-1 after {own[0]['epochs'][0]} epochs"
-            found.append(Claim(what, f">= {REAL:g} %", f"{top1:.2f} %", met=top1 >= REAL))
-        for share in TARGETS:
-            kd, bn = by.get((net, share, KD)), by.get((net, share, FOLDED))
-            if kd:
-                what = f"Fashion-MNIST, {net}, points lost at {share:.0%} fewer MACs, KD, {after}"
-                found.append(_points(what, TARGETS[share], kd["lost"]))
-            if kd and bn:
-                what = f"... from a folded file cut by Taylor, behind live BN, {net}, {share:.0%}"
-                found.append(_points(what, BEHIND, bn["lost"] - kd["lost"]))
+    by = {(row["share"], row["way"]): row for row in rows}
+    first, found = rows[0], []
+    net, after = first["net"], f"{first['epochs'][1]} epochs, {len(first['seeds'])} seed(s)"
+    if net == "resnet20":
+        top1 = statistics.mean(first["original"]["top1"])
+        what = f"Fashion-MNIST, {net}, top-1 after {first['epochs'][0]} epochs"
+        found.append(Claim(what, f">= {REAL:g} %", f"{top1:.2f} %", met=top1 >= REAL))
+    for share in sorted({row["share"] for row in rows}):
+        kd, bn = by[share, KD], by[share, FOLDED]
+        what = f"Fashion-MNIST, {net}, points lost at {share:.0%} fewer MACs, KD, {after}"
+        found.append(_points(what, TARGETS[share], kd["lost"]))
+        what = f"... from a folded file cut by Taylor, behind live BN, {net}, {share:.0%}"
+        found.append(_points(what, BEHIND, bn["lost"] - kd["lost"]))
     return found
 
 
