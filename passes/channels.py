@@ -14,6 +14,7 @@ must then live and die together.
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -133,6 +134,10 @@ class Channels:
     def _fresh(self, size: int) -> Ids:
         self._next += size
         return np.arange(self._next - size, self._next)
+
+    def loose(self, shape: Shape) -> Ids:
+        """Ids for what stands beside channels and goes with them, such as the padding of a head."""
+        return self._fresh(prod(shape)).reshape(shape)
 
     def pin(self, reason: str) -> int:
         """Return a new id that must stay, for ``reason``."""

@@ -156,14 +156,27 @@ def pad(t: Channels, node: ir.Node) -> None:
     for block in x.layout:
         if not any(before[a] or after[a] for a in block.axes):
             blocks.append(block)
-        elif len(block.axes) > 1 or node.attributes.get_string("mode", "constant") != "constant":
+        elif node.attributes.get_string("mode", "constant") != "constant":
             t.freeze([block], "the axis is padded")
+        elif len(block.axes) > 1:
+            blocks.append(_padded_grid(t, block, before, after))
         else:
             axis = block.axes[0]
             made = t.made_up(node.outputs[0], axis, before[axis] + after[axis])
             ids = np.concatenate([made[: before[axis]], block.ids, made[before[axis] :]])
             blocks.append(Block((axis,), ids[: out[axis]]))
     t.set(0, blocks)
+
+
+def _padded_grid(t: Channels, block: Block, before: list[int], after: list[int]) -> Block:
+    """Padding of heads or of their dims goes with the row or column that it fills, never alone."""
+    ids = block.ids
+    for position, axis in enumerate(block.axes):
+        size = list(ids.shape)
+        size[position] = before[axis] + after[axis]
+        first, last = np.split(t.loose(tuple(size)), [before[axis]], axis=position)
+        ids = np.concatenate([first, ids, last], axis=position)
+    return Block(block.axes, ids)
 
 
 def pads(t: Channels, node: ir.Node, rank: int) -> tuple[list[int], list[int]]:

@@ -175,6 +175,21 @@ MODELS: dict[str, Case] = {
         "float[2] w3, float[2] w4, float[8,1,1] w5",
         units={"w1": 2},  # whole groups: each has its own statistics, so that this is exact
     ),
+    "linear-attention-padded": Case(  # EfficientViT: a one behind each value sums up the weights
+        "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3) s = Constant<value_ints=[0,0,4,3]>()"
+        " a = Reshape(q, s) b = Reshape(k, s) c = Reshape(v, s)"
+        " d = Transpose<perm=[0,2,1,3]>(a) e = Transpose<perm=[0,2,3,1]>(b)"
+        " f = Transpose<perm=[0,2,1,3]>(c) n = Constant<value_ints=[0,0,0,0,0,0,0,1]>()"
+        " one = Constant<value_float=1.0>() p = Pad(f, n, one) m = MatMul(e, p) o = MatMul(d, m)"
+        " z = Constant<value_ints=[0]>() u = Constant<value_ints=[-1]>()"
+        " end = Constant<value_ints=[9]>() top = Slice(o, z, u, u) low = Slice(o, u, end, u)"
+        " r = Mul(top, low) g = Transpose<perm=[0,2,1,3]>(r) i = Constant<value_ints=[0,0,-1]>()"
+        " h = Reshape(g, i) y = MatMul(h, w4)",
+        "float[6,12] w1, float[6,12] w2, float[6,12] w3, float[12,5] w4",
+        inputs="float[N,7,6] x",
+        outputs="float[N,7,5] y",
+        units={"w1": 4, "w2": 4, "w3": 4},
+    ),
     "eca": between(  # a gate of each channel and its neighbours
         "p = GlobalAveragePool(h) s = Constant<value_ints=[0,1,-1]>() q = Reshape(p, s)"
         " c = Conv<pads=[1,1]>(q, w3) g = Sigmoid(c) u = Constant<value_ints=[0,-1,1,1]>()"
