@@ -106,6 +106,17 @@ def test_a_shape_with_one_unknown_side_is_constant():
     assert_same(model, after)
 
 
+def test_sides_that_stand_in_the_file_are_folded_along():
+    model = parse(
+        "s = Shape(x) n = Gather(s, first) m = Unsqueeze(n, none) u = Unsqueeze(last, none)"
+        " t = Concat<axis=0>(m, fives, u, four) y = Reshape(x, t)"
+    )
+    after = tidied(model, ["y"])
+    assert [n.op_type for n in after.graph] == ["Reshape"]
+    assert after.graph.node(0).inputs[1].const_value.numpy().tolist() == [-1, 5, 2, 4]
+    assert_same(model, after)
+
+
 def test_what_trains_is_never_folded():
     model = parse("s = Shape<start=1, end=2>(x) t = Cast<to=1>(s) m = Add(t, two) y = Mul(x, m)")
     after = tidied(model, ["y"], keep=["two"])

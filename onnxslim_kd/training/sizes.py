@@ -83,11 +83,11 @@ def _computed(
             return ()
         sides = [UNKNOWN if side is None else side for side in model_io.dims(value)]
         return FOLDS["Shape"](node, [np.array(sides, np.int64)])
-    if not any(value in known for value in node.inputs):
-        return ()  # not from sizes: weights stay as they are
     inputs = list(_inputs(node, known, keep))
     if len(inputs) != len(node.inputs):
         return ()
+    if not any(value in known for value in node.inputs) and not _are_integers(inputs):
+        return ()  # not from sizes: weights stay as they are
     if not all(map(_is_whole, inputs)) and not _only_moves(node, inputs):
         return ()
     return FOLDS[node.op_type](node, inputs)
@@ -105,6 +105,11 @@ def _inputs(node: ir.Node, known: dict[ir.Value, Array], keep: Collection[str]) 
 
 def _is_whole(number: Array) -> bool:
     return not (number.dtype == np.int64 and (number == UNKNOWN).any())
+
+
+def _are_integers(inputs: Sequence[Array]) -> bool:
+    """Tell whether all are: sides that stand in the file beside those that are computed."""
+    return bool(inputs) and all(number.dtype.kind == "i" for number in inputs)
 
 
 def _only_moves(node: ir.Node, inputs: Sequence[Array]) -> bool:
