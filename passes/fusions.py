@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
-from onnxslim_kd.passes.norms import fuse_gelu, fuse_norm
+from onnxslim_kd.passes.norms import fuse_activation, fuse_norm
 from onnxslim_kd.runtime import Array
 
 
@@ -205,7 +205,7 @@ FUSIONS: dict[str, Callable[[ir.Node], bool]] = {
     "Clip": _clip,
     "Conv": _padded,
     "Div": fuse_norm,
-    "Mul": lambda node: fuse_gelu(node) or _quotient(node),
+    "Mul": lambda node: fuse_activation(node) or _quotient(node),
     "Where": _where,
 }
 """By the last operator of the pattern."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.model import SMALL, constant, dims, has_rank, new_initializer
+from onnxslim_kd.runtime import Array
 
 _NEAR = 1e-4
 """Relative difference up to which a number is the one of the formula: exporters round."""
@@ -57,15 +58,14 @@ def fuse_norm(div: ir.Node) -> bool:
     if centred is None or not chain or centred.dtype != ir.DataType.FLOAT:
         return False
     epsilon = _number(chain[1].inputs[0], chain[1].inputs[1])
-    source, kind, opset = centred, "RMSNormalization", 23
-    mean = _mean_of_last(centred, subtracted=True)
-    if mean:
-        source, kind, opset = mean[0].inputs[0], "LayerNormalization", 17  # type: ignore[assignment]
+    mean = _mean_of_last(centred)
+    kind, opset = ("LayerNormalization", 17) if mean else ("RMSNormalization", 23)
     if _opset(div) < opset or epsilon is None or not has_rank(centred):
         return False
     width = dims(centred)[-1] if dims(centred) else None
     if width is None:
         return False
+    source = mean[0].inputs[0] if mean else centred
     return _write_norm(kind, source, epsilon, width, [div, *chain, *mean])
 
 
@@ -87,10 +87,10 @@ def _deviation(root: ir.Value | None, centred: ir.Value | None) -> list[ir.Node]
     return []
 
 
-def _mean_of_last(centred: ir.Value, *, subtracted: bool) -> list[ir.Node]:
+def _mean_of_last(centred: ir.Value) -> list[ir.Node]:
     """The nodes of ``x - mean(x)``, from last to first."""
     sub = made_by(centred, "Sub")
-    mean = made_by(sub.inputs[1], "ReduceMean") if sub is not None and subtracted else None
+    mean = made_by(sub.inputs[1], "ReduceMean") if sub is not None else None
     if sub is None or mean is None or mean.inputs[0] is not sub.inputs[0]:
         return []
     return [sub, mean] if _along_last(mean) else []
@@ -107,7 +107,7 @@ def _along_last(mean: ir.Node) -> bool:
 
 
 def _write_norm(
-    kind: str, source: ir.Value, epsilon: float, width: int, chain: list[ir.Node]
+    kind: str, source: ir.Value | None, epsilon: float, width: int, chain: list[ir.Node]
 ) -> bool:
     graph = chain[0].graph
     assert isinstance(graph, ir.Graph)
@@ -133,9 +133,7 @@ def _write_norm(
     return done
 
 
-def _behind(
-    node: ir.Node, operator: str, width: int
-) -> tuple[ir.Node, np.ndarray[tuple[int], np.dtype[np.float32]]] | None:
+def _behind(node: ir.Node, operator: str, width: int) -> tuple[ir.Node, Array] | None:
     """The only reader of ``node``, if it is an ``operator`` with one number for each entry."""
     users = tuple(node.outputs[0].uses())
     user, index = users[0] if len(users) == 1 else (None, 0)
@@ -152,16 +150,21 @@ def _behind(
 # ------------------------------------------------------------------------ activations
 
 
-def fuse_gelu(mul: ir.Node) -> bool:
+def fuse_activation(mul: ir.Node) -> bool:
     """Fuse an activation that ends with ``mul``."""
     opset = _opset(mul)
-    if opset >= 24:
-        for x, gate in (mul.inputs, reversed(mul.inputs)):
-            sigmoid = made_by(gate, "Sigmoid")
-            if sigmoid is not None and sigmoid.inputs[0] is x:
-                return replace([mul, sigmoid], ir.node("Swish", [x], name=mul.name))
-    if opset < 20:
-        return False
+    return (opset >= 24 and _swish(mul)) or (opset >= 20 and _gelu(mul))
+
+
+def _swish(mul: ir.Node) -> bool:
+    for x, gate in (mul.inputs, reversed(mul.inputs)):
+        sigmoid = made_by(gate, "Sigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is x:
+            return replace([mul, sigmoid], ir.node("Swish", [x], name=mul.name))
+    return False
+
+
+def _gelu(mul: ir.Node) -> bool:
     chain, factors = _factors(mul)
     half = [value for value in factors if _is(value, 0.5)]
     for value in factors:
@@ -170,9 +173,8 @@ def fuse_gelu(mul: ir.Node) -> bool:
         if add is None or len(factors) != 3 or len(half) != 1 or len(rest) != 1:
             continue
         for curve, one in (add.inputs, reversed(add.inputs)):
-            inner, kind = (_erf(curve, rest[0]), "none") if made_by(curve, "Erf") else (
-                _tanh(curve, rest[0]), "tanh"
-            )  # fmt: skip
+            kind, match = ("none", _erf) if made_by(curve, "Erf") else ("tanh", _tanh)
+            inner = match(curve, rest[0])
             if inner and _is(one, 1.0):
                 new = ir.node("Gelu", rest, {"approximate": kind}, name=mul.name)
                 return replace([*chain, add, *inner], new)
