@@ -24,8 +24,11 @@ def fold_constants(model: ir.Model) -> int:
     nodes = list(_constant_nodes(model))
     if not nodes:
         return 0
-    numbers = _computed(nodes, model)
     folded = set(nodes)
+    folded -= {node for node in nodes if _unpacks(node, folded)}
+    if not folded:
+        return 0
+    numbers = _computed(nodes, model)
     while grown := _grown(folded, numbers):
         folded -= grown
     for node in reversed(nodes):
@@ -61,6 +64,15 @@ def _can_compute(node: ir.Node) -> bool:
         and not any(value.is_graph_output() or not _is_plain(value) for value in node.outputs)
         and all(value is None or _is_plain(value) for value in node.inputs)
     )
+
+
+def _unpacks(node: ir.Node, folded: set[ir.Node]) -> bool:
+    """Tell whether ``node`` is what stands behind a packed number already."""
+    source = node.inputs[0]
+    if node.op_type != "Cast" or source is None or source.const_value is None:
+        return False
+    users = node.outputs[0].consumers()
+    return source.dtype == ir.DataType.INT8 and not folded.issuperset(users)
 
 
 def _is_plain(value: ir.Value) -> bool:

@@ -59,6 +59,7 @@ def test_folded(name: str) -> None:
     before = load(body)
     after = before.clone()
     assert fold_constants(after)
+    assert not fold_constants(after)
     assert [node.op_type for node in after.graph.all_nodes()] == want
     assert outputs_differ(before, after) is None
     assert model.weight_bytes(after) <= max(model.weight_bytes(before), model.SMALL)
