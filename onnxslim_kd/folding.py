@@ -78,6 +78,14 @@ def _div(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
     return [x[0] / x[1]]
 
 
+def _clip(node: ir.Node, x: Sequence[Array | None]) -> Sequence[Array]:
+    number = x[0]
+    assert number is not None
+    low, high = (*x[1:], None, None)[:2]
+    number = number if low is None else np.maximum(number, low)
+    return [number if high is None else np.minimum(number, high)]
+
+
 def _constant_of_shape(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
     tensor = node.attributes.get_tensor("value")
     fill = tensor.numpy().reshape(()) if tensor is not None else np.float32(0)
@@ -138,11 +146,19 @@ FOLDS: Mapping[str, Fold] = {
     "Abs": _numpy(np.abs),
     "Floor": _numpy(np.floor),
     "Ceil": _numpy(np.ceil),
+    "Round": _numpy(np.rint),
+    "Sign": _numpy(np.sign),
+    "Exp": _numpy(np.exp),
+    "Log": _numpy(np.log),
+    "Clip": _clip,
+    "Relu": lambda node, x: [np.maximum(x[0], 0)],
     "Min": lambda node, x: [np.minimum.reduce(np.broadcast_arrays(*x))],
     "Max": lambda node, x: [np.maximum.reduce(np.broadcast_arrays(*x))],
     "Equal": _numpy(np.equal),
     "Greater": _numpy(np.greater),
+    "GreaterOrEqual": _numpy(np.greater_equal),
     "Less": _numpy(np.less),
+    "LessOrEqual": _numpy(np.less_equal),
     "Not": _numpy(np.logical_not),
     "And": _numpy(np.logical_and),
     "Or": _numpy(np.logical_or),
