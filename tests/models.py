@@ -193,7 +193,8 @@ MODELS: dict[str, Case] = {
     "tf-same-padding": between(  # timm's tf_* and "same" models compute their padding
         "s = Shape(h) i = Constant<value_int=2>() n = Gather(s, i) f = Cast<to=1>(n)"
         " two = Constant<value_float=2.0>() a = Div(f, two) b = Ceil(a)"
-        " one = Constant<value_float=1.0>() c = Sub(b, one) d = Mul(c, two) e = Add(d, one) g = Add(e, two) k = Sub(g, f)"
+        " one = Constant<value_float=1.0>() c = Sub(b, one) d = Mul(c, two)"
+        " e = Add(d, one) g = Add(e, two) k = Sub(g, f)"
         " zero = Constant<value_float=0.0>() l = Clip(k, zero) half = Div(l, two)"
         " q = Cast<to=7>(half) ax = Constant<value_ints=[0]>() v = Unsqueeze(q, ax)"
         " z = Constant<value_ints=[0,0]>() o = Concat<axis=0>(z, v, v, z, v, v) t = Pad(h, o)",
