@@ -287,7 +287,8 @@ def main() -> None:
     names = [name for name in PAIRS if arguments.only in (None, name)]
     rows = [measure(name, arguments.seconds, clock) for name in names]
     if arguments.only is None:
-        write("train_step", claims=claims(rows), rows=rows)
+        given = ["--busy"] if arguments.busy else []
+        write("train_step", claims=claims(rows), rows=rows, arguments=given)
 
 
 if __name__ == "__main__":
