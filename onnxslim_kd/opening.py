@@ -103,7 +103,8 @@ def _from_file(path: Path, operators: Counter[str] | None, *, infer: bool) -> tu
 
 def _read_proto(path: Path) -> tuple[onnx.ModelProto, Buffer]:
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        what = "is a folder, not a model" if path.is_dir() else "no such file"
+        raise ModelError(f"{path}: {what}")
     try:
         proto, data = mapped.read(path)
     except (google.protobuf.message.DecodeError, ValueError) as error:

@@ -45,6 +45,7 @@ def refuses(path: Path, text: str) -> None:
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     refuses(tmp_path / "none.onnx", "no such file")
+    refuses(tmp_path, "is a folder, not a model")
     path = tmp_path / "text.onnx"
     path.write_text("certainly not a protobuf")
     refuses(path, "not an ONNX")
