@@ -135,7 +135,9 @@ EXPANSIONS: dict[str, Expand] = {
     "MatMulIntegerToFloat": quantised.matmul,
     "DynamicQuantizeMatMul": quantised.dynamic_matmul,
 }
-"""The standard form of what ONNX Runtime fuses. Not here, because a form that computes the same is
-no smaller to prune (they stay as they are, and pin what they touch): GroupQueryAttention and
-other attention with caches, MatMulNBits, and the layouts of ``com.microsoft.nchwc``.
+"""The standard form of what ONNX Runtime fuses.
+
+Not here: GroupQueryAttention and the decoders' attention, whose caches fix the heads anyway;
+MatMulNBits, whose weights cannot be cut; ``com.microsoft.nchwc``, whose weights lie in blocks that
+only the processor knows.
 """
