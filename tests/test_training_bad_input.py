@@ -239,6 +239,9 @@ CASES = {
     "nothing to put back": (
         (*MODEL, *GOOD, "--like", "net.onnx"), "like is for BatchNormalization that is put back",
     ),
+    "nothing to measure": (
+        (*MODEL, *GOOD, "--metric", "loss"), "metric loss has nothing to measure: give val_data",
+    ),
     "nowhere to write": (
         (*MODEL, *GOOD, "--checkpoint", "file"), "checkpoint file",
     ),

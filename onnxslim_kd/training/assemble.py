@@ -155,6 +155,8 @@ def _loaders(config: TrainConfig, feeder: Feeder, world: World) -> tuple[Loader,
     if val_data is None and config.data == "digits":
         val_data = "digits?split=test"
     if val_data is None:
+        if config.metric != "auto":
+            raise UserError(f"metric {config.metric} has nothing to measure: give val_data as well")
         return loader, None
     return loader, Loader(open_source(val_data, shapes), preprocess, **settings)
 
