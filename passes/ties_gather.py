@@ -31,7 +31,7 @@ def gather(t: Channels, node: ir.Node) -> None:
             t.pieces.append(b.ids.ravel())
     moved = [Block(tuple(a + shift if a > axis else a for a in b.axes), b.ids) for b in kept]
     t.set(0, [*moved, *out])
-    if x.constant and picked is None:
+    if x.constant and (picked is None or picked.ndim > 1):  # an embedding, or a table of biases
         for block in moved:
             t.produce(block.ids if len(block.axes) == 1 else None)
 
