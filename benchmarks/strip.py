@@ -7,8 +7,8 @@ Models: those inside of installed packages (the weights of onnx's "light" ones a
 transformers with random weights by both of torch's exporters, and every .onnx file of --models.
 Each tool runs in a process of its own, with a time limit. Times are the processor's, so let one
 core do it all. A row is kept in --run as soon as it is complete; the same command goes on where it
-stopped. With --peers, the --run of an earlier time, what it knows of the other tools is taken over (their
-times too), and infer-prune alone is measured.
+stopped. With --peers, the --run of an earlier time, what it knows of the other tools is taken over
+(their times too), and infer-prune alone is measured.
 """
 
 import argparse
