@@ -124,7 +124,9 @@ def prune(
     before = costs.cost(analysis.model, analysis.shapes)
     samples = reading.correct if reading is not None else None
     if verify and analysis.notes and not (reading and reading.passes):
-        insist_equal(_as_given(source), analysis.model, analysis.given)
+        note = insist_equal(_as_given(source), analysis.model, analysis.given)
+        if note:
+            decided = decided.model_copy(update={"notes": (*decided.notes, note)})
     left_out: list[str] = []
     if samples is not None:
         left_out = correction.left_out(analysis, pruning.removed_by(analysis, decided))

@@ -376,3 +376,16 @@ def test_infer_prune_writes_out_what_is_not_onnx_and_leaves_the_rest() -> None:
     kinds = {node.op_type for node in done.model.graph}
     assert kinds == {"Gelu", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul"}
     assert done.proof is not None
+
+
+def test_a_note_says_when_the_fused_file_does_not_run() -> None:
+    """There is no kernel of FusedGemm for float64; those of Gemm and Relu are there."""
+    case = fused(
+        'a = ms.FusedGemm<activation="Relu">(x, w1, wb1) y = Gemm(a, w2)',
+        "double[16,8] w1, double[8] wb1, double[8,10] w2",
+        "double[B,16] x",
+        "double[B,10] y",
+    )
+    done = prune(given(case), Choice(pattern="w1", ratio=0.5, amount=Amount(1)))
+    assert done.proof is not None
+    assert any("not compared with the file, which does not run" in n for n in done.plan.notes)
