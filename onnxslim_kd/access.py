@@ -1,5 +1,6 @@
 """What is in a graph, without Optionals: shapes, names, constants; the one place that narrows."""
 
+from collections.abc import Container
 from math import prod
 from typing import Any
 
@@ -94,3 +95,12 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> 
     )
     graph.register_initializer(value)
     return value
+
+
+def unique(name: str, taken: Container[str | None]) -> str:
+    """Return ``name``, numbered where it is taken."""
+    free, extra = name, 0
+    while free in taken:
+        extra += 1
+        free = f"{name}_{extra}"
+    return free

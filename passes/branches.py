@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxslim_kd.access import unique
 from onnxslim_kd.model import infer_shapes, name_of
 from onnxslim_kd.passes.shape_fold import known
 
@@ -64,20 +65,12 @@ def _rename(
     names = {other.name for other in graph}
     for value in [*weights, *(v for inner in nodes for v in inner.outputs)]:
         if value.name in values:
-            value.name = _free(f"{node.name}/{value.name}", values)
+            value.name = unique(f"{node.name}/{value.name}", values)
         values.add(value.name or "")
     for inner in nodes:
         if inner.name in names:
-            inner.name = _free(f"{node.name}/{inner.name}", names)
+            inner.name = unique(f"{node.name}/{inner.name}", names)
         names.add(inner.name)
-
-
-def _free(name: str, taken: "set[str] | set[str | None]") -> str:
-    found, extra = name, 0
-    while found in taken:
-        extra += 1
-        found = f"{name}_{extra}"
-    return found
 
 
 def _hand_over(graph: ir.Graph, node: ir.Node, old: ir.Value, new: ir.Value) -> None:

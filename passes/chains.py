@@ -30,7 +30,7 @@ def join_chains(model: ir.Model) -> int:
     return joined
 
 
-def _before(node: ir.Node, index: int, *operators: str) -> ir.Node | None:
+def before(node: ir.Node, index: int, *operators: str) -> ir.Node | None:
     """The node that makes an input of ``node``, if it is one of ``operators`` and only feeds it."""
     value = node.inputs[index] if index < len(node.inputs) else None
     first = value.producer() if value is not None else None
@@ -40,7 +40,7 @@ def _before(node: ir.Node, index: int, *operators: str) -> ir.Node | None:
     return first if private and first.graph is node.graph and len(first.outputs) == 1 else None
 
 
-def _skip(node: ir.Node, first: ir.Node) -> bool:
+def skip(node: ir.Node, first: ir.Node) -> bool:
     """Let ``node`` read what ``first`` reads, and remove ``first``."""
     node.replace_input_with(0, first.inputs[0])
     assert first.graph is not None
@@ -49,7 +49,7 @@ def _skip(node: ir.Node, first: ir.Node) -> bool:
 
 
 def _reshape(node: ir.Node) -> bool:
-    first = _before(node, 0, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+    first = before(node, 0, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
     target = constant(node.inputs[1])
     if first is None or target is None or node.attributes.get_int("allowzero", 0) == 1:
         return False
@@ -60,11 +60,11 @@ def _reshape(node: ir.Node) -> bool:
             return False
         if first.attributes.get_int("allowzero", 0) == 1:
             return False
-    return _skip(node, first)
+    return skip(node, first)
 
 
 def _unsqueeze(node: ir.Node) -> bool:
-    first = _before(node, 0, "Unsqueeze")
+    first = before(node, 0, "Unsqueeze")
     if first is None or not has_rank(first.inputs[0]) or not isinstance(node.graph, ir.Graph):
         return False
     one, two = constant(first.inputs[1]), constant(node.inputs[1])
@@ -76,11 +76,11 @@ def _unsqueeze(node: ir.Node) -> bool:
             old.insert(axis, False)
     new = np.array([i for i, was in enumerate(old) if not was], np.int64)
     node.replace_input_with(1, new_initializer(node.graph, f"{node.name}.axes", new))
-    return _skip(node, first)
+    return skip(node, first)
 
 
 def _squeeze(node: ir.Node) -> bool:
-    first = _before(node, 0, "Unsqueeze")
+    first = before(node, 0, "Unsqueeze")
     if first is None or len(node.inputs) < 2 or node.outputs[0].is_graph_output():
         return False
     one, two = constant(first.inputs[1]), constant(node.inputs[1])
@@ -95,7 +95,7 @@ def _squeeze(node: ir.Node) -> bool:
 
 def _concat(node: ir.Node) -> bool:
     for index in range(len(node.inputs)):
-        first = _before(node, index, "Concat")
+        first = before(node, index, "Concat")
         if first is None or first.attributes.get_int("axis") != node.attributes.get_int("axis"):
             continue
         values = [*node.inputs[:index], *first.inputs, *node.inputs[index + 1 :]]
@@ -109,12 +109,12 @@ def _concat(node: ir.Node) -> bool:
 
 
 def _relu(node: ir.Node) -> bool:
-    first = _before(node, 0, "Relu")
-    return first is not None and _skip(node, first)
+    first = before(node, 0, "Relu")
+    return first is not None and skip(node, first)
 
 
 def _arithmetic(node: ir.Node) -> bool:
-    first = _before(node, 0, node.op_type) or _before(node, 1, node.op_type)
+    first = before(node, 0, node.op_type) or before(node, 1, node.op_type)
     if first is None or not isinstance(node.graph, ir.Graph):
         return False
     inner, outer = _constant_input(first), _constant_input(node)
@@ -131,7 +131,7 @@ def _arithmetic(node: ir.Node) -> bool:
 
 
 def _transpose(node: ir.Node) -> bool:
-    first = _before(node, 0, "Transpose")
+    first = before(node, 0, "Transpose")
     if first is None:
         return _transpose_of_sum(node)
     inner, outer = _order(first), _order(node)
@@ -141,7 +141,7 @@ def _transpose(node: ir.Node) -> bool:
     source, output = first.inputs[0], node.outputs[0]
     if order != sorted(order) or output.is_graph_output() or source is None:
         node.attributes["perm"] = ir.AttrInt64s("perm", order)
-        return _skip(node, first)
+        return skip(node, first)
     output.replace_all_uses_with(source)
     assert first.graph is not None
     first.graph.remove([node, first], safe=True)
@@ -150,7 +150,7 @@ def _transpose(node: ir.Node) -> bool:
 
 def _transpose_of_sum(node: ir.Node) -> bool:
     """``T(T'(x) + T'(y))`` is ``x + y`` where T undoes T' and one of those is gone by it."""
-    total, output = _before(node, 0, "Add", "Mul"), node.outputs[0]
+    total, output = before(node, 0, "Add", "Mul"), node.outputs[0]
     outer = _order(node)
     if total is None or outer is None or output.is_graph_output():
         return False
@@ -159,7 +159,7 @@ def _transpose_of_sum(node: ir.Node) -> bool:
         inner = _order(part) if part is not None and part.op_type == "Transpose" else None
         if inner is None or [inner[axis] for axis in outer] != sorted(outer):
             return False
-    gone = [part for index, part in enumerate(parts) if part is _before(total, index, "Transpose")]
+    gone = [part for index, part in enumerate(parts) if part is before(total, index, "Transpose")]
     if not any(gone):
         return False
     for index, part in enumerate(parts):

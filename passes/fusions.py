@@ -7,14 +7,15 @@
 5. ``Conv(Pad(x, zeros))`` is a Conv that pads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
-from onnxslim_kd.passes.norms import fuse_activation, fuse_norm
+from onnxslim_kd.passes.chains import before, skip
+from onnxslim_kd.passes.norms import fuse_activation, fuse_norm, replace
 from onnxslim_kd.runtime import Array
 
 
@@ -32,34 +33,12 @@ def _fuse_once(graph: ir.Graph) -> int:
     return fused
 
 
-def _private(value: ir.Value | None, operator: str, graph: object) -> ir.Node | None:
-    """The node of ``graph`` that makes ``value``, where it is an ``operator`` with one reader."""
-    node = value.producer() if value is not None else None
-    if value is None or node is None or node.op_type != operator or node.domain:
-        return None
-    alone = len(value.uses()) == 1 and not value.is_graph_output() and node.graph is graph
-    return node if alone else None
-
-
-def _both_ways(node: ir.Node) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
-    one, two = node.inputs
-    yield one, two
-    yield two, one
-
-
-def _remove(*nodes: ir.Node) -> None:
-    graph = nodes[0].graph
-    assert graph is not None
-    graph.remove(nodes, safe=True)
-
-
 # ------------------------------------------------------------------------------ Gemm
 
 
 def _gemm(add: ir.Node) -> bool:
-    graph = add.graph
-    for product, summand in _both_ways(add):
-        matmul = _private(product, "MatMul", graph)
+    for index in (0, 1):
+        matmul, summand = before(add, index, "MatMul"), add.inputs[1 - index]
         weight = constant(matmul.inputs[1]) if matmul is not None else None
         bias = constant(summand)
         if matmul is None or weight is None or bias is None or weight.ndim != 2:
@@ -69,9 +48,7 @@ def _gemm(add: ir.Node) -> bool:
         if not (_is_matrix(matmul.inputs[0]) or _between_reshapes(matmul, add)):
             continue
         gemm = ir.node("Gemm", [*matmul.inputs, summand], name=matmul.name)
-        _take_place(add, gemm)
-        _remove(matmul)
-        return True
+        return replace([add, matmul], gemm)
     return False
 
 
@@ -81,17 +58,17 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 def _between_reshapes(matmul: ir.Node, add: ir.Node) -> bool:
     """Let the Reshapes before and behind make and take matrices, where there are two such."""
-    output, graph = add.outputs[0], add.graph
-    before = _private(matmul.inputs[0], "Reshape", graph)
+    output = add.outputs[0]
+    first = before(matmul, 0, "Reshape")
     behind = [node for node in output.consumers() if node.op_type == "Reshape"]
-    if before is None or len(output.uses()) != 1 or not behind or output.is_graph_output():
+    if first is None or len(output.uses()) != 1 or not behind or output.is_graph_output():
         return False
     target = _without_copies(behind[0], output)
     weight = constant(matmul.inputs[1])
-    copies = before.attributes.get_int("allowzero", 0) == 0
-    if target is None or weight is None or constant(before.inputs[1]) is None or not copies:
+    copies = first.attributes.get_int("allowzero", 0) == 0
+    if target is None or weight is None or constant(first.inputs[1]) is None or not copies:
         return False
-    _set_target(before, np.array([-1, weight.shape[0]], np.int64))
+    _set_target(first, np.array([-1, weight.shape[0]], np.int64))
     _set_target(behind[0], target)
     columns = weight.shape[1]
     output.shape = ir.Shape([None, columns])
@@ -117,31 +94,18 @@ def _set_target(reshape: ir.Node, target: Array) -> None:
     reshape.replace_input_with(1, new_initializer(graph, f"{reshape.name}.target", target))
 
 
-def _take_place(node: ir.Node, new: ir.Node) -> None:
-    """Put ``new`` where ``node`` stands; its output has the name and type of node's."""
-    old, output, graph = node.outputs[0], new.outputs[0], node.graph
-    assert graph is not None
-    output.shape, output.type = old.shape, old.type
-    graph.insert_before(node, new)
-    old.replace_all_uses_with(output, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    output.name = old.name
-
-
 # ------------------------------------------------------------------- small arithmetic
 
 
 def _quotient(mul: ir.Node) -> bool:
-    for value, other in _both_ways(mul):
-        inverse = _private(value, "Div", mul.graph) or _private(value, "Reciprocal", mul.graph)
+    for index in (0, 1):
+        inverse, other = before(mul, index, "Div", "Reciprocal"), mul.inputs[1 - index]
         if inverse is None or (inverse.op_type == "Div" and not _is_one(inverse.inputs[0])):
             continue
-        divisor = inverse.inputs[-1]
         if other is None or other.dtype is None or not other.dtype.is_floating_point():
             continue
-        _take_place(mul, ir.node("Div", [other, divisor], name=mul.name))
-        _remove(inverse)
-        return True
+        quotient = ir.node("Div", [other, inverse.inputs[-1]], name=mul.name)
+        return replace([mul, inverse], quotient)
     return False
 
 
@@ -151,28 +115,25 @@ def _is_one(value: ir.Value | None) -> bool:
 
 
 def _where(node: ir.Node) -> bool:
-    negated = _private(node.inputs[0], "Not", node.graph)
+    negated = before(node, 0, "Not")
     if negated is None:
         return False
     _, a, b = node.inputs
-    for index, value in enumerate((negated.inputs[0], b, a)):
-        node.replace_input_with(index, value)
-    _remove(negated)
-    return True
+    node.replace_input_with(1, b)
+    node.replace_input_with(2, a)
+    return skip(node, negated)
 
 
 def _clip(node: ir.Node) -> bool:
-    relu = _private(node.inputs[0], "Relu", node.graph)
+    relu = before(node, 0, "Relu")
     low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if relu is None or low is None or not (low >= 0).all():
         return False
-    node.replace_input_with(0, relu.inputs[0])
-    _remove(relu)
-    return True
+    return skip(node, relu)
 
 
 def _padded(conv: ir.Node) -> bool:
-    pad = _private(conv.inputs[0], "Pad", conv.graph)
+    pad = before(conv, 0, "Pad")
     if pad is None or conv.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return False
     amounts, filled = constant(pad.inputs[1]), _filled_with(pad)
@@ -187,9 +148,7 @@ def _padded(conv: ir.Node) -> bool:
     pads = own + np.concatenate([begin[2:], end[2:]])
     conv.attributes.pop("auto_pad", None)
     conv.attributes["pads"] = ir.AttrInt64s("pads", pads.tolist())
-    conv.replace_input_with(0, pad.inputs[0])
-    _remove(pad)
-    return True
+    return skip(conv, pad)
 
 
 def _filled_with(pad: ir.Node) -> float | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from onnxslim_kd.access import unique
 from onnxslim_kd.errors import ModelError
 
 
@@ -41,12 +42,3 @@ def identifier(name: str) -> str:
     """Return ``name`` as a Python identifier, so that generated code can be read."""
     plain = name[:1].isalpha() and name != "self"
     return re.sub(r"\W", "_", name if plain else f"v_{name}")
-
-
-def unique(name: str, taken: Collection[str]) -> str:
-    """Return ``name``, numbered where it is taken."""
-    free, extra = name, 0
-    while free in taken:
-        extra += 1
-        free = f"{name}_{extra}"
-    return free

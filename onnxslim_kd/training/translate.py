@@ -13,10 +13,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from onnxslim_kd.access import unique
 from onnxslim_kd.errors import ModelError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.training.opnode import Kernel, OpNode, describe, to_torch, torch_dtype
-from onnxslim_kd.training.state import Weights, identifier, unique
+from onnxslim_kd.training.state import Weights, identifier
 
 Lower: TypeAlias = Callable[[OpNode], Kernel]
 RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
