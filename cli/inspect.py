@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--explain", metavar="PARAM", help="One parameter's group, or what pins it.")
 @click.option("--values", is_flag=True, help="List values with shapes; two models side by side.")
 @click.option("--all", "everything", is_flag=True, help="Biases and norms, too.")
-@click.option("--attention", type=click.Choice(["heads", "dims"]), default="heads")
+@click.option("--attention", type=click.Choice(["auto", "heads", "dims"]), default="auto")
 @click.option("--free-output", multiple=True, help="An output that may lose channels; repeatable.")
 @click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
 @options.untrusted

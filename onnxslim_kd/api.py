@@ -18,10 +18,10 @@ from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
 from onnxslim_kd.passes import prune as pruning
+from onnxslim_kd.passes.channels import Attention
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.prepare import insist_equal
 from onnxslim_kd.passes.prune import Choice
-from onnxslim_kd.passes.ties import Attention
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.samples import Samples
 from onnxslim_kd.shapes import Shapes
@@ -47,7 +47,7 @@ class Pruned:
 class Reading:
     """How to read a graph before pruning it."""
 
-    attention: Attention = "heads"
+    attention: Attention = "auto"
     free_outputs: Sequence[str] = ()
     inputs: Mapping[str, Sequence[int]] | None = None
     """Shapes for dynamic inputs, by name."""

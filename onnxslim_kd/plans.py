@@ -55,7 +55,7 @@ class Refusal(_Frozen):
 class Options(_Frozen):
     """How the graph was read; a replay reads it the same way."""
 
-    attention: Literal["heads", "dims"] = "heads"
+    attention: Literal["auto", "heads", "dims"] = "heads"
     free_outputs: tuple[str, ...] = ()
 
 

@@ -85,8 +85,8 @@ class PruneConfig(BaseModel):
     force_slower: bool = False
     """Let it pass even if it measures slower."""
 
-    attention: Literal["heads", "dims"] = "heads"
-    """Remove whole heads, or dimensions of all heads."""
+    attention: Literal["auto", "heads", "dims"] = "auto"
+    """Remove whole heads, dimensions of all heads, or heads and, where none can go, dimensions."""
     free_outputs: tuple[str, ...] = ()
     """An output that may lose channels; repeatable."""
     inputs: dict[str, tuple[int, ...]] = {}

@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from onnxslim_kd.shapes import Shape, Shapes
 
 Ids = npt.NDArray[np.int64]
+Attention = Literal["auto", "heads", "dims"]
 
 
 class Block(NamedTuple):
@@ -108,7 +109,9 @@ class Channels:
     """The state of one walk over a graph."""
 
     shapes: Shapes
-    attention: Literal["heads", "dims"] = "heads"
+    asked: Attention = "heads"
+    by_dims: frozenset[ir.Node] = frozenset()
+    """Where dims go although heads were to go: there no head could."""
     layout: dict[ir.Value, Layout] = field(default_factory=dict)
     births: list[Birth] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
@@ -122,12 +125,23 @@ class Channels:
     """Where channels end: summed over by a layer, reduced, normalised over."""
     whole: dict[ir.Value, str] = field(default_factory=dict)
     """Weights that something without a rule reads, and that must stay whole for this reason."""
+    heads: list[Ids] = field(default_factory=list)
+    """Grids of heads x dims of which only whole heads can go."""
     pieces: list[Ids] = field(default_factory=list)
     """What a node takes out of an axis: something of it must stay."""
     node: ir.Node | None = None
     _next: int = 0
     _pins: dict[int, str] = field(default_factory=dict)
     _born: dict[object, Layout] = field(default_factory=dict)
+
+    @property
+    def attention(self) -> Literal["heads", "dims"]:
+        """What goes at the present node."""
+        return self.attention_at(self.node)
+
+    def attention_at(self, node: ir.Node | None) -> Literal["heads", "dims"]:
+        """Whether whole heads go at a node, or dimensions inside all heads."""
+        return "dims" if self.asked == "dims" or node in self.by_dims else "heads"
 
     # ---- ids
 
@@ -261,6 +275,8 @@ class Channels:
             block.ids.shape[block.axes.index(keep)], -1
         )
         self.tie(grid[:, 1:], grid[:, :1])
+        if self.attention == "heads":
+            self.heads.append(grid[:, 0])
         plain = Block((keep,), grid[:, 0])
         operand.layout = tuple(plain if b is block else b for b in operand.layout)
         if not operand.constant:

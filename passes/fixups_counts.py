@@ -40,7 +40,8 @@ def attention(cut: Cut, node: ir.Node) -> set[int]:
     queries, keys = node.inputs[0], node.inputs[1]
     old, new = cut.old(queries), cut.new(queries)
     heads = node.attributes.get_int("q_num_heads") or 1
-    if len(old) == 3 and cut.analysis.channels.attention == "heads" and heads > 1:
+    by_heads = cut.analysis.channels.attention_at(node) == "heads" and heads > 1
+    if len(old) == 3 and by_heads:
         _fewer_heads(cut, node, "q_num_heads", queries)
         _fewer_heads(cut, node, "kv_num_heads", keys)
     elif old[-1] != new[-1]:
@@ -51,7 +52,7 @@ def attention(cut: Cut, node: ir.Node) -> set[int]:
 def rotary_embedding(cut: Cut, node: ir.Node) -> set[int]:
     """RotaryEmbedding: fewer heads."""
     heads = node.attributes.get_int("num_heads") or 1
-    by_heads = cut.analysis.channels.attention == "heads" and heads > 1
+    by_heads = cut.analysis.channels.attention_at(node) == "heads" and heads > 1
     if by_heads and len(cut.old(node.inputs[0])) == 3:
         _fewer_heads(cut, node, "num_heads", node.inputs[0])
     return set()

@@ -14,8 +14,15 @@ from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes import grids, ties
-from onnxslim_kd.passes.channels import Birth, Channels, Components, Ids, connected
+from onnxslim_kd.passes import heads, ties
+from onnxslim_kd.passes.channels import (
+    Attention,
+    Birth,
+    Channels,
+    Components,
+    Ids,
+    connected,
+)
 from onnxslim_kd.passes.prepare import prepare
 from onnxslim_kd.shapes import Shape, Shapes
 
@@ -60,6 +67,8 @@ class Analysis:
     parameters: list[Parameter] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     """What was written in another form before the walk."""
+    by_dims: tuple[ir.Node, ...] = ()
+    """Layers that lose dimensions of every head, because no whole head can go."""
 
     def labels(self, birth: Birth) -> Ids:
         """The component of every index along the axis of ``birth``."""
@@ -210,7 +219,7 @@ def extents(keep: np.ndarray[Any, Any]) -> tuple[int, ...]:
 def analyse(
     model: ir.Model,
     *,
-    attention: ties.Attention = "heads",
+    attention: Attention = "auto",
     free_outputs: Sequence[str] = (),
     inputs: Mapping[str, Sequence[int]] | None = None,
 ) -> Analysis:
@@ -218,7 +227,7 @@ def analyse(
 
     Args:
         model: A loaded model; known branches are inlined and fused operators spelled out, in place.
-        attention: Whether heads go, or dimensions of all heads.
+        attention: Whether heads go, dimensions of all heads, or heads and, where none can, dims.
         free_outputs: Graph outputs that may lose channels.
         inputs: Shapes for dynamic inputs, by name.
 
@@ -228,12 +237,10 @@ def analyse(
     """
     notes = prepare(model)
     shapes = shape_sampling.sample(model, inputs)
-    channels = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs)
-    analysis = Analysis(
-        model, shapes, channels, grids.settle(channels), inputs or {}, tuple(free_outputs)
-    )
+    channels, found, by_dims = heads.solve(model, shapes, attention, free_outputs)
+    analysis = Analysis(model, shapes, channels, found, inputs or {}, tuple(free_outputs))
     analysis.parameters = list(_parameters(channels))
-    analysis.notes = notes
+    analysis.notes, analysis.by_dims = notes, by_dims
     return analysis
 
 

@@ -101,7 +101,7 @@ class Search:
         """Carry a plan out on a copy of the model, read at the same shapes."""
         again = groups.analyse(
             model_io.load(self.analysis.model),
-            attention=self.analysis.channels.attention,
+            attention=self.analysis.channels.asked,
             free_outputs=self.analysis.free_outputs,
             inputs=self.analysis.given,
         )

@@ -246,13 +246,21 @@ def rank(
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
     score = score or criterion(choice.criterion, choice.samples)
     ranked, notes = candidates(analysis, free, score, choice.group_score)
-    notes = [*analysis.notes, *notes]
+    notes = [*analysis.notes, *_by_dims(analysis), *notes]
     if choice.samples is not None and choice.criterion in FROM_DATA:
         notes.append(f"{choice.criterion} was measured on {choice.samples.name}")
     if choice.criterion == "taylor" and not (choice.samples and choice.samples.labelled):
         notes.append("the data has no labels: gradients are those of half the mean squared output")
     comparable = choice.criterion in COMPARABLE
     return [replace(c, comparable=comparable) for c in ranked], refused, notes
+
+
+def _by_dims(analysis: Analysis) -> list[str]:
+    names = [node.name or "?" for node in analysis.by_dims]
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"no whole head can go in {shown}: there dimensions of every head go"]
 
 
 @collection_paused()
@@ -284,7 +292,7 @@ def describe(
         for i, c in enumerate(ranked)
     ]
     return Plan(
-        options=Options(attention=analysis.channels.attention, free_outputs=analysis.free_outputs),
+        options=Options(attention=analysis.channels.asked, free_outputs=analysis.free_outputs),
         criterion=criterion,
         groups=tuple(groups),
         refused=tuple(refused),

@@ -63,7 +63,7 @@ def _part(choice: prune.Choice, share: float) -> prune.Choice:
 
 def _of_the_rest(analysis: Analysis, removed: Ids, score: Criterion) -> Criterion:
     """A criterion that scores the channels left on the model without the others."""
-    settings = {"attention": analysis.channels.attention, "free_outputs": analysis.free_outputs}
+    settings = {"attention": analysis.channels.asked, "free_outputs": analysis.free_outputs}
     work = analyse(analysis.model.clone(), inputs=analysis.given, **settings)  # type: ignore[arg-type]
     prune.apply(work, removed)
     cut = analyse(work.model, inputs=analysis.given, **settings)  # type: ignore[arg-type]

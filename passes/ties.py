@@ -7,7 +7,6 @@ and a model that uses it in tests/models.py. An operator without a rule pins wha
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import onnx_ir as ir
 
@@ -20,11 +19,9 @@ from onnxslim_kd.passes import ties_pointwise as pointwise
 from onnxslim_kd.passes import ties_recurrent as recurrent
 from onnxslim_kd.passes import ties_reshape as reshape
 from onnxslim_kd.passes import ties_space as space
-from onnxslim_kd.passes.channels import Channels, Ids, Unsupported
+from onnxslim_kd.passes.channels import Attention, Channels, Ids, Unsupported
 from onnxslim_kd.passes.ties_pointwise import Rule
 from onnxslim_kd.shapes import Shapes
-
-Attention = Literal["heads", "dims"]
 
 
 def walk(
@@ -33,14 +30,16 @@ def walk(
     *,
     attention: Attention = "heads",
     free_outputs: Sequence[str] = (),
+    by_dims: frozenset[ir.Node] = frozenset(),
 ) -> Channels:
     """Apply the rule of every node in order; the result holds all ties.
 
     Args:
         model: A loaded model.
         shapes: A sample of its shapes.
-        attention: Whether whole heads go, or dimensions inside all heads.
+        attention: Whether whole heads go (``auto`` as well), or dimensions inside all heads.
         free_outputs: Graph outputs whose channels may go.
+        by_dims: Where dimensions go in any case.
 
     Raises:
         UserError: ``free_outputs`` names no graph output.
@@ -51,7 +50,7 @@ def walk(
             raise UserError(
                 f"--free-output {name}: the model's outputs are {', '.join(map(str, names))}"
             )
-    t = Channels(shapes, attention)
+    t = Channels(shapes, attention, by_dims)
     for node in model.graph:
         t.node = node
         if not _is_arithmetic(t, node):

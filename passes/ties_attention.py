@@ -86,6 +86,7 @@ def _heads(t: Channels, x: Operand, count: int) -> Ids | None:
         return None
     grid = ids.reshape(count, -1)
     t.tie(grid[:, 1:], grid[:, :1])
+    t.heads.append(grid[:, 0])
     return grid[:, 0]
 
 

@@ -604,6 +604,18 @@ MODELS: dict[str, Case] = {
         outputs="float[N,5,6] y",
         units={"w1": 4, "w2": 4, "w3": 4, "w4": 0},
     ),
+    "attention-behind-groups": Case(  # SqueezeBERT: the groups tie all heads, so dims go
+        "q = Conv<group=4>(x, w1) k = Conv<group=4>(x, w2) v = Conv<group=4>(x, w3)"
+        " s = Constant<value_ints=[0,2,8,-1]>()"
+        " qh = Reshape(q, s) kh = Reshape(k, s) vh = Reshape(v, s)"
+        " qt = Transpose<perm=[0,1,3,2]>(qh) l = MatMul(qt, kh) p = Softmax<axis=-1>(l)"
+        " pt = Transpose<perm=[0,1,3,2]>(p) o = MatMul(vh, pt)"
+        " r = Constant<value_ints=[0,16,-1]>() o3 = Reshape(o, r) y = Conv(o3, w4)",
+        "float[16,2,1] w1, float[16,2,1] w2, float[16,2,1] w3, float[8,16,1] w4",
+        inputs="float[N,8,5] x",
+        outputs="float[N,8,5] y",
+        units={"w1": 4, "w2": 4, "w3": 4, "w4": 0},
+    ),
     "attention-op": Case(
         "q = MatMul(x, w1) k = MatMul(x, w2) v = MatMul(x, w3)"
         " o = Attention<q_num_heads=4,kv_num_heads=2>(q, k, v) y = MatMul(o, w4)",

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnxslim_kd import Amount, Choice, Reading, api
-from onnxslim_kd.passes.ties import Attention
+from onnxslim_kd.passes.channels import Attention
 from onnxslim_kd.proof import structure
 from tests.models import Case, build
 
@@ -300,7 +300,7 @@ def network(blocks: list[tuple[str, int]]) -> Case:
     ratio=st.sampled_from([0.0, 0.3, 0.5, 0.9]),
     criterion=st.sampled_from(["l1", "geometric-median", "random"]),
     seed=st.integers(0, 3),
-    attention=st.sampled_from(["heads", "dims"]),
+    attention=st.sampled_from(["auto", "heads", "dims"]),
 )
 def test_random_networks(
     blocks: list[tuple[str, int]], ratio: float, criterion: str, seed: int, attention: Attention

@@ -5,7 +5,7 @@ import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
 from onnxslim_kd.errors import ModelError, NotFoundError
-from onnxslim_kd.passes.ties import Attention
+from onnxslim_kd.passes.channels import Attention
 from tests.models import Case, build
 
 ALL = Choice(pattern=".*", ratio=0.5, amount=Amount(round_to=1))

@@ -49,7 +49,10 @@ def test_units_are_as_small_as_they_can_be(name: str) -> None:
         assert len(free) == expected, f"{parameter}: {analysis.refusal(found[parameter])}"
 
 
-@pytest.mark.parametrize("name", ["residual", "split", "attention", "channel-shuffle", "lstm"])
+@pytest.mark.parametrize(
+    "name",
+    ["residual", "split", "attention", "attention-behind-groups", "channel-shuffle", "lstm"],
+)
 def test_a_plan_replays_and_is_idempotent(name: str) -> None:
     model = build(MODELS[name])
     result = api.prune(model, ALL)
@@ -80,6 +83,23 @@ def test_dims_go_where_heads_are_kept() -> None:
     }
     kept = {m.parameter: m.kept for g in dims.plan.groups for m in g.members if m.kept}
     assert kept["w1"] in {(0, 2, 4, 6), (1, 3, 5, 7)}
+
+
+def test_dims_go_where_no_head_can() -> None:
+    model = build(MODELS["attention-behind-groups"])
+    stays = api.plan(model, ALL, Reading(attention="heads"))
+    assert {r.parameter for r in stays.refused} == {"w1", "w2", "w3", "w4"}
+    plan = api.plan(model, ALL)
+    assert plan.options.attention == "auto"
+    assert any("no whole head can go" in note for note in plan.notes)
+    assert plan.macs_after == api.plan(model, ALL, Reading(attention="dims")).macs_after
+
+
+def test_heads_go_where_they_can() -> None:
+    model = build(MODELS["attention"])
+    heads = api.plan(model, ALL, Reading(attention="heads"))
+    auto = api.plan(model, ALL)
+    assert auto.groups == heads.groups and not auto.notes
 
 
 @pytest.mark.parametrize(
