@@ -38,7 +38,7 @@ docs: setup ## write docs/api.md from the docstrings
 
 check: test ## the same
 
-bench: setup ## every benchmark, then the table in README.md (hours)
+bench: setup ## every benchmark, then the tables of their results (hours)
 	$(PY) -m pip install -q --no-deps -r benchmarks/requirements.txt
 	$(PY) -m pip install -q -c constraints.txt matplotlib
 	for script in prune_speed merge_cost strip train_step latency_pruning; do $(PY) benchmarks/$$script.py || exit 1; done

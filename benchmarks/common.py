@@ -29,7 +29,7 @@ THREADS = machine.cores()
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of the table in README.md."""
+    """What was promised and measured; a line in RESULTS.md, and the first of each in README.md."""
 
     what: str
     target: str
@@ -39,7 +39,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of README.md: what its numbers are, the columns, and text for each cell."""
+    """A table of RESULTS.md: what its numbers are, the columns, and text for each cell."""
 
     title: str
     columns: Sequence[str]
@@ -78,9 +78,9 @@ def write(
 
     Args:
         name: Of the script, without ``.py``; behind a hyphen the part that it measured.
-        claims: What was promised and measured, for README.md.
+        claims: What was promised and measured, the foremost first.
         rows: The measurements behind them: JSON values, dataclasses, numpy numbers.
-        tables: What README.md shows above the claims.
+        tables: What RESULTS.md shows above the claims.
         arguments: What the script was called with, as another machine would say it.
         packages: Peers whose versions belong to the numbers.
     """

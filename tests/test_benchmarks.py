@@ -14,14 +14,14 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(FOLDER)
-    for name in ("common", "table"):
+    for name in ("common", "fashion_table", "table"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import common
     import table
 
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     yield common, table
-    for name in ("common", "table"):
+    for name in ("common", "fashion_table", "table"):
         sys.modules.pop(name, None)
 
 
@@ -57,24 +57,52 @@ def test_compare_names_its_timings(scripts):
     assert timings["b"].ratio_to(timings["a"]).median > 2
 
 
-def test_table_shows_every_claim_and_misses_as_missed(scripts, tmp_path):
+def test_the_complete_results_show_every_claim_and_misses_as_missed(scripts, tmp_path):
     common, table = scripts
     common.write("b", claims=[common.Claim("b | c", "1", "2", met=False)], rows=[])
     common.write("a", claims=[common.Claim("first", "1", "1", met=True)], rows=[])
-    lines = table.table(tmp_path).splitlines()
-    assert lines[2] == "| first | 1 | 1 | met | `python benchmarks/a.py` |"
-    assert lines[3] == "| b &#124; c | 1 | 2 | **missed** | `python benchmarks/b.py` |"
-    assert lines[5].startswith("Measured on ") and len(lines) == 6
+    text = table.complete(table.read(tmp_path))
+    assert "## a\n\n`python benchmarks/a.py` on " in text
+    assert "| first | 1 | 1 | met |" in text
+    assert "| b &#124; c | 1 | 2 | **missed** |" in text
+    assert text.index("## a") < text.index("## b")
 
 
 def test_tables_stand_above_the_claims(scripts, tmp_path):
     common, table = scripts
     shown = common.Table("speed", ["net", "ratio"], [["a", "0.5"]])
     common.write("b", claims=[], rows=[], tables=[shown])
-    lines = table.table(tmp_path).splitlines()
-    assert lines[0] == "**speed** (`python benchmarks/b.py`)"
-    assert lines[2:5] == ["| net | ratio |", "| --- | --- |", "| a | 0.5 |"]
-    assert lines[6].startswith("| What |")
+    lines = table.complete(table.read(tmp_path)).splitlines()
+    assert lines[4] == "**speed**"
+    assert lines[6:9] == ["| net | ratio |", "| --- | --- |", "| a | 0.5 |"]
+    assert lines[10].startswith("| What |")
+
+
+def test_the_summary_counts_the_targets_and_says_when_the_first_is_missed(scripts, tmp_path):
+    common, table = scripts
+    first = common.Claim("fast", "<= 1", "2", met=False)
+    common.write("b", claims=[first, common.Claim("small", "<= 1", "1", met=True)], rows=[])
+    common.write("c", claims=[], rows=[])
+    lines = table.summary(table.read(tmp_path)).splitlines()
+    assert lines[-2] == "| [`b`](benchmarks/RESULTS.md#b) | fast: <= 1 | 2 **(missed)** | 1 of 2 |"
+    assert lines[-1] == "| [`c`](benchmarks/RESULTS.md#c) | - | - | - |"
+
+
+def test_the_summary_shows_trained_networks_with_the_cuts_that_prune_makes(scripts, tmp_path):
+    common, table = scripts
+    columns = ["", "Top-1", "Top-5", "Size", "MACs", "Points lost", "Latency"]
+    rows = [["original", "91.6", "99.9", "1 kB", "1", "-", "1"],
+            ["KD", "91.0", "99.8", "0.5 kB", "0.50", "0.6", "0.9"],
+            [table.BLOCKS, "90.9", "99.7", "0.5 kB", "0.49", "0.7", "0.6"]]  # fmt: skip
+    common.write("fashion-net", claims=[], rows=[], tables=[common.Table("t", columns, rows)])
+    lines = table.summary(table.read(tmp_path)).splitlines()
+    assert lines[:5] == [
+        "|  | MACs | Latency | Size | Top-1 | Top-5 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| [net](benchmarks/RESULTS.md#fashion-net) | 1 | 1 | 1 kB | 91.6 | 99.9 |",
+        "| net, cut and distilled | 0.49 | 0.6 | 0.5 kB | 90.9 | 99.7 |",
+        "",
+    ]
 
 
 def test_only_what_stands_between_the_markers_is_replaced(scripts, tmp_path, monkeypatch):
@@ -90,15 +118,17 @@ def test_only_what_stands_between_the_markers_is_replaced(scripts, tmp_path, mon
 
 def test_check_changes_nothing(scripts, tmp_path, monkeypatch):
     _, table = scripts
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{table.BEGIN}\nleft from before\n{table.END}\n")
-    monkeypatch.setattr(table, "README", readme)
+    files = [tmp_path / name for name in table.PLACES]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{table.BEGIN}\nleft from before\n{table.END}\n")
+    monkeypatch.setattr(table, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
     with pytest.raises(SystemExit, match=r"run python benchmarks/table.py"):
         table.main()
-    assert "left from before" in readme.read_text()
+    assert all("left from before" in file.read_text() for file in files)
     monkeypatch.setattr(sys, "argv", ["table.py"])
     table.main()
-    assert "left from before" not in readme.read_text() and "| What |" in readme.read_text()
+    assert not any("left from before" in file.read_text() for file in files)
     monkeypatch.setattr(sys, "argv", ["table.py", "--check"])
     table.main()
