@@ -188,8 +188,8 @@ def check_output(source: model_io.ModelLike, output: Path, *, overwrite: bool) -
     Raises:
         UserError: As said.
     """
-    is_path = isinstance(source, str | os.PathLike)
-    if is_path and output.exists() and output.samefile(source):  # type: ignore[arg-type]
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    if path is not None and path.exists() and output.exists() and output.samefile(path):
         raise UserError(f"{output}: is the input itself; choose another output")
     model_io.check_writable(output, overwrite=overwrite)
 

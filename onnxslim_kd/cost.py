@@ -6,6 +6,7 @@ from math import prod
 
 import onnx_ir as ir
 
+from onnxslim_kd import contrib
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.access import bytes_of, dims, extents_of
 from onnxslim_kd.shapes import Shape, Shapes
@@ -68,7 +69,8 @@ def macs(model: ir.Model, shape_of: Callable[[ir.Value], Shape | None]) -> dict[
     """Return the MACs of every node that has any, for the shapes that ``shape_of`` gives."""
     found = {}
     for node in model.graph:
-        count = MACS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        table = {"": MACS, "ai.onnx": MACS, contrib.MICROSOFT: contrib.MACS}.get(node.domain, {})
+        count = table.get(node.op_type)
         if count is None:
             continue
         ins = [shape_of(v) if v is not None else None for v in node.inputs]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.contrib import MICROSOFT
 from onnxslim_kd.passes import fixups_counts as counts
 from onnxslim_kd.passes import fixups_shapes as shapes
 from onnxslim_kd.passes.repairs import Cut, remove_dead, replace, scaled, to_gather
@@ -28,7 +29,8 @@ def repair(cut: Cut) -> None:
             continue
         if node in cut.analysis.channels.shuffles and _shuffle(cut, node):
             continue
-        fixup = FIXUPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        table = {"": FIXUPS, "ai.onnx": FIXUPS, MICROSOFT: CONTRIB}.get(node.domain, {})
+        fixup = table.get(node.op_type)
         handled = fixup(cut, node) if fixup is not None else set()
         _keep_numbers(cut, node, handled)
     remove_dead(cut.analysis.model.graph, cut.orphans)
@@ -140,3 +142,8 @@ FIXUPS: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
     "RotaryEmbedding": counts.rotary_embedding,
 }
 """Each repairs a node and returns the inputs that it answers for."""
+CONTRIB: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
+    "GroupQueryAttention": counts.query_heads,
+    "MatMulNBits": counts.rows_and_columns,
+}
+"""The same for operators of ``com.microsoft``."""

@@ -58,6 +58,19 @@ def rotary_embedding(cut: Cut, node: ir.Node) -> set[int]:
     return set()
 
 
+def query_heads(cut: Cut, node: ir.Node) -> set[int]:
+    """GroupQueryAttention: fewer heads of queries."""
+    _fewer_heads(cut, node, "num_heads", node.outputs[0])
+    return set()
+
+
+def rows_and_columns(cut: Cut, node: ir.Node) -> set[int]:
+    """MatMulNBits: the size of its weight."""
+    for name, value in (("N", node.outputs[0]), ("K", node.inputs[0])):
+        node.attributes[name] = ir.AttrInt64(name, cut.new(value)[-1])
+    return set()
+
+
 def _fewer_heads(cut: Cut, node: ir.Node, attribute: str, value: ir.Value | None) -> None:
     heads = node.attributes.get_int(attribute) or 1
     left = cut.new(value)[2] * heads // cut.old(value)[2]

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.spatial.distance import cdist
 
+from onnxslim_kd import contrib
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import constant
 from onnxslim_kd.passes.channels import Birth
@@ -45,11 +46,16 @@ def _computed(parameter: Parameter) -> UserError:
 
 def rows(birth: Birth) -> Scores | None:
     """A weight as ``(size, rest)``; None where the graph computes it."""
-    array = constant(birth.value)
+    array = _numbers(birth)
     if array is None:
         return None
     lines = np.moveaxis(array, birth.axis, 0).reshape(birth.size, -1)
     return np.asarray(lines.astype(np.float64) * _scale(birth))
+
+
+def _numbers(birth: Birth) -> Scores | None:
+    packed = birth.node.op_type == "MatMulNBits" and birth.operand == 1
+    return contrib.dequantised(birth.node) if packed else constant(birth.value)
 
 
 def _scale(birth: Birth) -> Scores:
@@ -63,7 +69,7 @@ def _scale(birth: Birth) -> Scores:
 
 def l1(analysis: Analysis, parameter: Parameter) -> Scores:
     """Sum of absolute weights (Li et al. 2017, Pruning Filters for Efficient ConvNets)."""
-    array = constant(parameter.birth.value)
+    array = _numbers(parameter.birth)
     if array is None:
         raise _computed(parameter)
     sums = _absolute_sums(array, parameter.axis)

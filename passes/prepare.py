@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.contrib import as_matrices
 from onnxslim_kd.errors import ModelError, OperationError, ProofError
 from onnxslim_kd.passes.branches import inline_branches
 from onnxslim_kd.passes.unfuse import unfuse
@@ -18,10 +19,13 @@ _HALF = 2e-2
 def prepare(model: ir.Model) -> tuple[str, ...]:
     """Inline known branches and spell out fused operators, in place; return what was done.
 
+    Scales of a quantised weight that are one long vector become a matrix, which changes nothing.
+
     Args:
         model: A loaded model; one that has neither stays as it is.
     """
     notes = []
+    as_matrices(model)
     inlined = inline_branches(model)
     if inlined:
         notes.append(f"{inlined} If whose condition never changes: the branch taken was inlined")

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from onnxslim_kd.contrib import MICROSOFT
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import ties_attention as fused
+from onnxslim_kd.passes import ties_contrib as contrib
 from onnxslim_kd.passes import ties_gather as gather
 from onnxslim_kd.passes import ties_layers as layers
 from onnxslim_kd.passes import ties_movement as movement
@@ -86,6 +88,8 @@ def _apply(t: Channels, node: ir.Node) -> None:
 
 def rule_of(node: ir.Node) -> Rule | None:
     """Return the rule of a node's operator, None where there is none."""
+    if node.domain == MICROSOFT:
+        return CONTRIB.get(node.op_type)
     return RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
 
 
@@ -231,3 +235,8 @@ RULES: dict[str, Rule] = {
     "DepthToSpace": space.depth_to_space,
     "SpaceToDepth": space.space_to_depth,
 }
+CONTRIB: dict[str, Rule] = {
+    "GroupQueryAttention": contrib.group_query_attention,
+    "MatMulNBits": contrib.matmul_nbits,
+}
+"""Operators of ``com.microsoft`` that are not spelled out (`unfuse`)."""

@@ -19,13 +19,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnxslim_kd.contrib import MICROSOFT
 from onnxslim_kd.model import infer_shapes
 from onnxslim_kd.passes import unfuse_attention as attention
 from onnxslim_kd.passes import unfuse_layers as layers
 from onnxslim_kd.passes import unfuse_quantised as quantised
 from onnxslim_kd.passes.expansion import Expansion, Unsupported, infer
-
-MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ EXPANSIONS: dict[str, Expand] = {
 }
 """The standard form of what ONNX Runtime fuses.
 
-Not here: GroupQueryAttention and the decoders' attention, whose caches fix the heads anyway;
-MatMulNBits, whose weights cannot be cut; ``com.microsoft.nchwc``, whose weights lie in blocks that
-only the processor knows.
+Not here: GroupQueryAttention and MatMulNBits, which have rules of their own (`ties_contrib`); the
+decoders' attention, whose caches fix the heads anyway; ``com.microsoft.nchwc``, whose weights lie
+in blocks that only the processor knows.
 """
