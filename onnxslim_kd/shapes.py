@@ -8,7 +8,6 @@ shapes to assume.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -18,8 +17,9 @@ import onnx_ir as ir
 from onnxslim_kd.access import extents_of
 from onnxslim_kd.errors import ModelError, UserError
 from onnxslim_kd.folding import FOLDS, LIMIT, Array, slice_index
-from onnxslim_kd.inference import extents, outline, types
+from onnxslim_kd.inference import outline, types
 from onnxslim_kd.model import dims, name_of
+from onnxslim_kd.node_shapes import Shape, Shapes, infer_node, static
 
 __all__ = [
     "FOLDS",
@@ -33,34 +33,7 @@ __all__ = [
     "slice_index",
 ]
 
-Shape = tuple[int, ...]
-_LIKE_INPUT = ("GroupNormalization", "RMSNormalization", "Swish")
-"""Operators that ONNX defines by a function, for which inference gives no shape."""
-_NOT_INFERRED = (
-    onnx.defs.SchemaError,
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-)
 _BATCH, _SPATIAL, _SEQUENCE = (2, 3), (64, 96), (16, 24)
-
-
-@dataclass
-class Shapes:
-    """Shapes and folded numbers under one sample of the dynamic dimensions."""
-
-    inputs: Mapping[str, Shape]
-    """The sample: the shape of every graph input, by name."""
-    shape: dict[ir.Value, Shape] = field(default_factory=dict)
-    number: dict[ir.Value, Array] = field(default_factory=dict)
-    """Values known without running the model: small constants and what is computed from them."""
-    outline: onnx.ModelProto | None = None
-    """What shape inference needs of a dynamic model, for another sample of the same graph."""
-
-    def of(self, value: ir.Value) -> Shape | None:
-        """Return the shape of ``value``, or None where it depends on the data."""
-        return self.shape.get(value)
 
 
 def sample(
@@ -94,7 +67,7 @@ def sample(
         _add_initializer(found, value)
     versions = dict(model.graph.opset_imports)
     for node in model.graph:
-        _infer_node(found, node, known if dynamic else None, versions)
+        infer_node(found, node, known if dynamic else None, versions)
         for output, number in zip(node.outputs, _fold_node(found, node), strict=False):
             if number is not None and number.size <= LIMIT:
                 found.number[output] = number
@@ -166,7 +139,7 @@ def _infer_all(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str,
     for name, kind in types(inferred).items():
         key = kind.SerializeToString()
         if key not in known:
-            known[key] = _static(kind)
+            known[key] = static(kind)
         if (shape := known[key]) is not None:
             found[name] = shape
     return found
@@ -179,14 +152,6 @@ def _set_dims(info: onnx.ValueInfoProto, shape: Shape) -> None:
         proto.dim.add().dim_value = dim
 
 
-def _static(kind: onnx.TypeProto) -> Shape | None:
-    """The shape in a type, or None when it is not known to the last dimension."""
-    found = extents(kind)
-    if found is None or None in found:
-        return None
-    return tuple(d for d in found if d is not None)
-
-
 def _add_initializer(found: Shapes, value: ir.Value) -> None:
     tensor = value.const_value
     if tensor is None:
@@ -194,73 +159,6 @@ def _add_initializer(found: Shapes, value: ir.Value) -> None:
     found.shape[value] = shape = extents_of(tensor)
     if len(shape) <= 1 and prod(shape) <= LIMIT and tensor.dtype != ir.DataType.STRING:
         found.number[value] = tensor.numpy()
-
-
-def _stated(value: ir.Value) -> Shape | None:
-    """The shape that the model itself gives, where it is known to the last dimension."""
-    if value.shape is None:
-        return None
-    found = value.shape.dims
-    for dim in found:
-        if not isinstance(dim, int):
-            return None
-    return found  # type: ignore[return-value]
-
-
-def _infer_node(
-    found: Shapes, node: ir.Node, known: Mapping[str, Shape] | None, versions: Mapping[str, int]
-) -> None:
-    """Set the output shapes of ``node``: from the whole-graph pass, else from its own schema."""
-    missing = False
-    for value in node.outputs:
-        if not value.name:
-            continue
-        shape = _stated(value) if known is None else known.get(value.name)
-        if shape is None:
-            missing = True
-        else:
-            found.shape[value] = shape
-    if missing:
-        found.shape.update(_infer_alone(found, node, versions))
-        if node.op_type in _LIKE_INPUT and (shape := found.of(node.inputs[0])):  # type: ignore[arg-type]
-            found.shape.setdefault(node.outputs[0], shape)
-
-
-def _infer_alone(
-    found: Shapes, node: ir.Node, versions: Mapping[str, int]
-) -> dict[ir.Value, Shape]:
-    types, data = {}, {}
-    for value in node.inputs:
-        if value is None:
-            continue
-        shape = found.of(value)
-        if shape is None or value.dtype is None:
-            return {}
-        types[name_of(value)] = onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
-        if value in found.number:
-            data[name_of(value)] = onnx.numpy_helper.from_array(found.number[value])
-    version = node.version or versions.get(node.domain, 1)
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        inferred = onnx.shape_inference.infer_node_outputs(
-            schema,
-            ir.serde.serialize_node(node),
-            types,
-            data,
-            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
-        )
-    except _NOT_INFERRED:
-        return {}  # a custom operator or type, or a shape that depends on data: not known
-    shapes = {}
-    for value in node.outputs:
-        proto = inferred.get(value.name or "")
-        if proto is None:
-            continue
-        if value.type is None:
-            value.type = ir.serde.deserialize_type_proto_for_type(proto)
-        if (shape := _static(proto)) is not None:
-            shapes[value] = shape
-    return shapes
 
 
 # ------------------------------------------------------------------ folding of numbers

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from onnxslim_kd.access import extents_of
 from onnxslim_kd.model import name_of, new_initializer
 from onnxslim_kd.passes import dims
-from onnxslim_kd.passes.shape_families import FAMILIES
-from onnxslim_kd.passes.shape_rules import MOST, NUMBERS, SHAPES, WHOLE, Array, Known, Shape
+from onnxslim_kd.passes.shape_families import RULES
+from onnxslim_kd.passes.shape_rules import MOST, NUMBERS, WHOLE, Array, Known, Shape
 from onnxslim_kd.passes.symbolic import Number
 
 
@@ -161,7 +161,7 @@ def _follow(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
             found.shape[value] = tuple(map(found.named, stated))
     if node.outputs[0] in found.shape:
         return
-    rule = _RULES.get(node.op_type) if not node.domain else None
+    rule = RULES.get(node.op_type) if not node.domain else None
     shape = rule(found, node) if rule is not None else None
     if shape is not None:
         found.shape[node.outputs[0]] = shape
@@ -223,6 +223,3 @@ def _infer(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
             found.shape[value] = tuple(
                 found.named(d if isinstance(d, int) else d.value) for d in read
             )
-
-
-_RULES = {**FAMILIES, **SHAPES}

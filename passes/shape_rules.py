@@ -7,7 +7,7 @@ holds for every input.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,19 @@ MOST = 64
 """Elements up to which numbers are followed: shapes, axes, starts and ends."""
 _END = 2**31 - 1
 """A Slice that ends here or later means "to the end"."""
+
+
+class Reader(Protocol):
+    """What a rule may ask."""
+
+    def shape_of(self, node: ir.Node, index: int) -> Shape | None:
+        """Return the shape of an input, None where it is not there or not known."""
+
+    def numbers_of(self, node: ir.Node, index: int) -> Sequence[Number] | None:
+        """Return the numbers in an input, None where it is not there or they are not known."""
+
+    def new(self) -> Number:
+        """Return a dimension that nothing is known about."""
 
 
 @dataclass
@@ -157,7 +170,7 @@ def _expand(node: ir.Node, x: Sequence[Array]) -> Array:
 # ------------------------------------------------------------------ shapes of one node
 
 
-def _reshaped(found: Known, node: ir.Node) -> Shape | None:
+def _reshaped(found: Reader, node: ir.Node) -> Shape | None:
     source, target = found.shape_of(node, 0), found.numbers_of(node, 1)
     if target is None:
         return _fresh_rank(found, node)
@@ -172,7 +185,7 @@ def _reshaped(found: Known, node: ir.Node) -> Shape | None:
     return tuple(given)
 
 
-def _fresh_rank(found: Known, node: ir.Node) -> Shape | None:
+def _fresh_rank(found: Reader, node: ir.Node) -> Shape | None:
     target = found.shape_of(node, 1)
     if target is None or not isinstance(target[0], int):
         return None
@@ -180,7 +193,7 @@ def _fresh_rank(found: Known, node: ir.Node) -> Shape | None:
     return tuple(d if isinstance(d, int) else found.new() for d in inferred)
 
 
-def _expanded(found: Known, node: ir.Node) -> Shape | None:
+def _expanded(found: Reader, node: ir.Node) -> Shape | None:
     source, target = found.shape_of(node, 0), found.numbers_of(node, 1)
     if source is None or target is None:
         return None
@@ -190,7 +203,7 @@ def _expanded(found: Known, node: ir.Node) -> Shape | None:
     return tuple(broadcast(found, a, b) for a, b in zip(before, after, strict=True))
 
 
-def broadcast(found: Known, a: Number, b: Number) -> Number:
+def broadcast(found: Reader, a: Number, b: Number) -> Number:
     """Return the dimension that two together give."""
     if a == b or b == 1:
         return a
@@ -200,7 +213,7 @@ def broadcast(found: Known, a: Number, b: Number) -> Number:
     return found.new() if plain is None else plain  # the other one must be 1 or the same
 
 
-def _sliced(found: Known, node: ir.Node) -> Shape | None:
+def _sliced(found: Reader, node: ir.Node) -> Shape | None:
     source = found.shape_of(node, 0)
     parts = [found.numbers_of(node, index) for index in range(1, 5)]
     starts, ends, axes, steps = parts
@@ -218,7 +231,7 @@ def _sliced(found: Known, node: ir.Node) -> Shape | None:
     return tuple(shape)
 
 
-def _slice_length(found: Known, size: Number, start: Number, end: Number, step: Number) -> Number:
+def _slice_length(found: Reader, size: Number, start: Number, end: Number, step: Number) -> Number:
     if not isinstance(step, int) or step < 1:
         return found.new()
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
@@ -229,7 +242,7 @@ def _slice_length(found: Known, size: Number, start: Number, end: Number, step: 
     return size if start == 0 and full else found.new()
 
 
-def _joined(found: Known, node: ir.Node) -> Shape | None:
+def _joined(found: Reader, node: ir.Node) -> Shape | None:
     shapes = [found.shape_of(node, index) for index in range(len(node.inputs))]
     if any(shape is None for shape in shapes) or shapes[0] is None:
         return None
@@ -241,19 +254,19 @@ def _joined(found: Known, node: ir.Node) -> Shape | None:
     return (*shapes[0][:axis], total, *shapes[0][axis + 1 :])
 
 
-def _filled(found: Known, node: ir.Node) -> Shape | None:
+def _filled(found: Reader, node: ir.Node) -> Shape | None:
     numbers = found.numbers_of(node, 0)
     return None if numbers is None else tuple(numbers)
 
 
-def _ranged(found: Known, node: ir.Node) -> Shape | None:
+def _ranged(found: Reader, node: ir.Node) -> Shape | None:
     start, limit, step = (found.numbers_of(node, index) for index in range(3))
     if start is None or limit is None or step is None or (start[0], step[0]) != (0, 1):
         return None
     return (limit[0],) if is_natural(limit[0]) else None
 
 
-def _flat(found: Known, node: ir.Node) -> Shape | None:
+def _flat(found: Reader, node: ir.Node) -> Shape | None:
     source = found.shape_of(node, 0)
     axis = node.attributes.get_int("axis", 1)
     if source is None or axis < 0:
@@ -292,7 +305,7 @@ NUMBERS: dict[str, Callable[[ir.Node, Sequence[Array]], Array]] = {
 }
 """Operators of shape arithmetic."""
 
-SHAPES: dict[str, Callable[[Known, ir.Node], Shape | None]] = {
+SHAPES: dict[str, Callable[[Reader, ir.Node], Shape | None]] = {
     "Concat": _joined,
     "ConstantOfShape": _filled,
     "Expand": _expanded,

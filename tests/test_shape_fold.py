@@ -1,7 +1,7 @@
 import onnx_ir as ir
 import pytest
 
-from onnxslim_kd import model
+from onnxslim_kd import model, node_shapes
 from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes import symbolic
 from onnxslim_kd.passes.cleanup import remove_dead
@@ -194,3 +194,43 @@ def test_dimensions_that_a_reshape_keeps_of_the_unknown_are_unknown() -> None:
       z = Unheard(x) t = Constant <value_ints = [0, 0, -1]> () r = Reshape(z, t)
       s = Shape(r) n = Gather(s, first) y = Mul(n, four) }""")
     assert fold_known(loaded) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rules_give_the_shapes_that_onnx_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = build(MODELS[name])
+    for node in graph.graph:
+        for value in node.outputs:
+            value.shape = None
+    by_rule = sample(graph).shape
+    monkeypatch.setattr(node_shapes, "RULES", {})
+    by_onnx = sample(graph).shape
+    assert by_onnx.items() <= by_rule.items()
+
+
+@pytest.mark.parametrize(
+    ("call", "want"),
+    [
+        ("Conv <pads = [1, 0, 2, 1], strides = [2, 3], dilations = [1, 2]> (x, w)", (2, 4, 6, 2)),
+        ("Conv (x, long)", (2, 4, 0, 7)),
+        ("MaxPool <kernel_shape = [2, 2], ceil_mode = 1> (x)", (2, 3, 10, 8)),
+        (
+            "AveragePool <kernel_shape = [3, 2], strides = [2, 2], pads = [1, 1, 0, 0]> (x)",
+            (2, 3, 5, 5),
+        ),
+        ("Unsqueeze (x, both)", (2, 1, 3, 11, 9, 1)),
+        ("Slice (x, low, high, axes)", (2, 3, 4, 8)),
+    ],
+)
+def test_shape_of_a_window(
+    call: str, want: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"""g (float[2,3,11,9] x, float[4,3,3,3] w, float[4,3,12,3] long) => (float[A] y)
+      <int64[2] both = {{1, -1}}, int64[2] low = {{-5, 1}}, int64[2] high = {{-1, 99}},
+       int64[2] axes = {{2, -1}}> {{ y = {call} }}"""
+    graph = model.load(ir.from_onnx_text(HEADER + text))
+    output = graph.graph.outputs[0]
+    output.shape = None
+    assert sample(graph).shape[output] == want
+    monkeypatch.setattr(node_shapes, "RULES", {})
+    assert sample(graph).shape[output] == want
