@@ -7,6 +7,7 @@ from typing import NoReturn
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd import contrib
 from onnxslim_kd.folding import Array
 from onnxslim_kd.inference import extents
 from onnxslim_kd.model import name_of
@@ -88,8 +89,18 @@ def infer_node(
             found.shape[value] = shape
     if missing and not _infer_by_rule(found, node):
         found.shape.update(_infer_alone(found, node, versions))
+        _infer_contrib(found, node)
         if node.op_type in _LIKE_INPUT and (shape := found.of(node.inputs[0])):  # type: ignore[arg-type]
             found.shape.setdefault(node.outputs[0], shape)
+
+
+def _infer_contrib(found: Shapes, node: ir.Node) -> None:
+    """The same for an operator that ONNX does not know; its outputs are of its input's type."""
+    known = contrib.shapes(node, [None if v is None else found.of(v) for v in node.inputs])
+    for value, shape in zip(node.outputs, known, strict=False):
+        if value.name:
+            found.shape.setdefault(value, shape)
+            value.type = value.type or node.inputs[0].type  # type: ignore[union-attr]
 
 
 def _infer_by_rule(found: Shapes, node: ir.Node) -> bool:
