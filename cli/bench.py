@@ -8,12 +8,11 @@ import click
 from onnxslim_kd.cli import options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from onnxslim_kd.bench import Case, Report
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+PRINTED = Path("-")
+"""A file that is standard output."""
 MOST_NODES = 10
 """Lines of the node-by-node comparison on the terminal; the files hold all."""
 
@@ -38,14 +37,8 @@ def _batches(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
     "--batch", "batches", callback=_batches, metavar="1,8", help="Sizes of the free first axes."
 )
 @click.option("--inputs", type=FILE, help="An npz file to feed instead of random numbers.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt"]),
-    default="cpu",
-    show_default=True,
-    help="Where to run; running elsewhere is an error.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Default: the cores of this process.")
+@options.provider
+@options.threads
 @click.option(
     "--rounds",
     type=int,
@@ -61,18 +54,25 @@ def _batches(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
     help="Of one size of inputs, after which no further round begins.",
 )
 @click.option("--profile", is_flag=True, help="Also say where the time goes, per operator.")
-@click.option("--json", "json_file", type=FILE, help="Write everything measured.")
+@click.option(
+    "--json",
+    "json_file",
+    type=FILE,
+    is_flag=False,
+    flag_value="-",
+    help="Write everything measured; without FILE, or with -, print it instead of tables.",
+)
 @click.option("--markdown", type=FILE, help="Write the tables for a pull request.")
 @click.option("--html", type=FILE, help="Write a page with pictures.")
 @options.untrusted
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--force", is_flag=True, help="Replace the outputs if they exist.")
 def bench(
     models: tuple[Path, ...],
     shapes: tuple[str, ...],
     batches: list[int],
     inputs: Path | None,
     provider: str,
-    threads: int | None,
+    threads: int,
     rounds: int,
     seconds: float,
     profile: bool,
@@ -91,6 +91,8 @@ def bench(
     from onnxslim_kd.report_parts import from_bench
     from onnxslim_kd.workload import parse_shapes, read_inputs
 
+    printed = json_file == PRINTED
+    json_file = None if printed else json_file
     for output in filter(None, (json_file, markdown, html)):
         check_writable(output, overwrite=force)
     options.check_untrusted(untrusted, *models)
@@ -99,9 +101,12 @@ def bench(
         shapes=parse_shapes(shapes),
         batches=batches,
         inputs=read_inputs(inputs) if inputs else None,
-        setting=Setting(provider, threads or 0, rounds, seconds, profile),
+        setting=Setting(provider, threads, rounds, seconds, profile),
     )
-    _print(found)
+    if printed:
+        click.echo(found.to_json())
+    else:
+        _print(found)
     for path, write in (
         (json_file, found.to_json),
         (markdown, lambda: render_markdown(from_bench(found))),
@@ -112,29 +117,25 @@ def bench(
 
 
 def _print(report: "Report") -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)  # names may hold brackets
     threads = report.setting.threads
-    console.print(
+    click.echo(
         f"{report.ran_on}, {threads} thread{'s' * (threads != 1)}, {report.environment.cpu},"
         f" ONNX Runtime {_runtime_version(report)}"
     )
-    console.print(_subjects(report))
+    _subjects(report)
     for case in report.cases:
         sizes = ", ".join(
             f"{n} {'x'.join(map(str, s)) or '(scalar)'}" for n, s in case.shapes.items()
         )
-        console.print(f"\n{sizes}", style="bold")
-        console.print(_latencies(case))
+        _latencies(sizes, case)
         if not case.rows[0].difference.same:  # from itself: it gives no numbers
-            console.print(f"{case.rows[0].model}: {case.rows[0].difference}")
+            options.tell(f"{case.rows[0].model}: {case.rows[0].difference}")
         for row in case.rows[1:]:
-            console.print(f"{row.model}: {row.verdict}")
+            options.tell(f"{row.model}: {row.verdict}")
         for note in case.notes:
-            console.print(f"note: {note}", style="yellow")
+            options.tell(f"Note: {note}")
         if report.setting.profile:
-            _print_profile(console, case)
+            _print_profile(case)
 
 
 def _runtime_version(report: "Report") -> str:
@@ -142,34 +143,21 @@ def _runtime_version(report: "Report") -> str:
     return versions.get("onnxruntime-gpu") or versions.get("onnxruntime", "")
 
 
-def _table(*columns: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(
-            column, justify="right" if index else "left", no_wrap=bool(index), overflow="fold"
-        )
-    return table
+def _subjects(report: "Report") -> None:
+    rows = [(m.name, f"{m.parameters:,}", f"{m.bytes / 1e6:,.2f} MB") for m in report.models]
+    options.print_table(None, ("model", "parameters", "size"), rows)
 
 
-def _subjects(report: "Report") -> "Table":
-    table = _table("model", "parameters", "size")
-    for model in report.models:
-        table.add_row(model.name, f"{model.parameters:,}", f"{model.bytes / 1e6:,.2f} MB")
-    return table
-
-
-def _latencies(case: "Case") -> "Table":
-    table = _table("model", "median ms", "p90", "p99", "ratio [95 %]", "M MACs")
+def _latencies(title: str, case: "Case") -> None:
+    rows = []
     for index, row in enumerate(case.rows):
         times = (f"{ms:.3f}" for ms in (row.latency.median, row.latency.p90, row.latency.p99))
-        table.add_row(row.model, *times, str(row.ratio) if index else "1", f"{row.macs / 1e6:,.1f}")
-    return table
+        rows.append((row.model, *times, str(row.ratio) if index else "1", f"{row.macs / 1e6:,.1f}"))
+    columns = ("model", "median ms", "p90", "p99", "ratio [95 %]", "M MACs")
+    options.print_table(title, columns, rows)
 
 
-def _print_profile(console: "Console", case: "Case") -> None:
+def _print_profile(case: "Case") -> None:
     from onnxslim_kd.charts import shortened
     from onnxslim_kd.profile import by_node, by_type
 
@@ -178,8 +166,9 @@ def _print_profile(console: "Console", case: "Case") -> None:
         ("operator", by_type(profiles)),
         ("node (largest first)", by_node(profiles)[:MOST_NODES]),
     ):
-        table = _table(title, *(f"{shortened(row.model, 16)} ms" for row in case.rows))
+        rows = []
         for change in changes:
             cells = zip(change.milliseconds, change.count, strict=True)
-            table.add_row(change.name, *(f"{ms:.3f} ({n})" if n else "-" for ms, n in cells))
-        console.print(table)
+            rows.append((change.name, *(f"{ms:.3f} ({n})" if n else "-" for ms, n in cells)))
+        models = (f"{shortened(row.model, 16)} ms" for row in case.rows)
+        options.print_table(None, (title, *models), rows)

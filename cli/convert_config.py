@@ -4,12 +4,15 @@ from pathlib import Path
 
 import click
 
+from onnxslim_kd.cli import options
+
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The result.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
-def convert_config(config: Path, output: Path, force: bool) -> None:
+@options.force
+@options.as_json
+def convert_config(config: Path, output: Path, force: bool, as_json: bool) -> None:
     """Turn CONFIG, of PaddleSlim's Compressor or of PaddleClas, into one for `run`."""
     import yaml
 
@@ -19,6 +22,9 @@ def convert_config(config: Path, output: Path, force: bool) -> None:
     check_writable(output, overwrite=force)
     found = convert(config)
     write_text(output, yaml.safe_dump(found.settings, sort_keys=False, width=100), overwrite=force)
+    if as_json:
+        options.print_json({"output": output, "notes": found.notes})
+        return
     for note in found.notes:
         click.echo(click.wrap_text(f"- {note}", 80, subsequent_indent="  "))
     click.echo(f"Wrote {output}")

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
+from onnxslim_kd.cli import options
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The SVG.")
 @click.option("--most", type=click.IntRange(3), default=24, show_default=True,
               help="Boxes for each network; more show finer modules.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the output file.")
+@options.force
 def draw(model: Path, output: Path, most: int, force: bool) -> None:
     """Draw MODEL, merged or plain, folded by module, as an SVG picture."""
     from onnxslim_kd.draw import draw as picture
@@ -18,4 +20,4 @@ def draw(model: Path, output: Path, most: int, force: bool) -> None:
 
     check_writable(output, overwrite=force)
     write_text(output, picture(model, most=most), overwrite=force)
-    click.echo(f"wrote {output}")
+    click.echo(f"Wrote {output}")

@@ -5,22 +5,27 @@ from pathlib import Path
 
 import click
 
+from onnxslim_kd.cli import options
+
 FILE = click.Path(path_type=Path)
 
 
 @click.command("eval")
 @click.argument("model", type=FILE)
 @click.option("--data", default="digits?split=test", show_default=True, help="As in train.")
-@click.option("--preprocess", default="", help="The same line as in training.")
-@click.option("--metric", default="auto", help="auto, top1, miou, map or module:function.")
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, help="Processes that decode images.")
+@options.preprocess
 @click.option(
-    "--max-bad", type=click.IntRange(0), default=0, help="Unreadable samples that are left out."
+    "--metric", default="auto", show_default=True, help="auto, top1, miou, map or module:function."
 )
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
-@click.option("--threads", default=0, help="0 lets the runtime choose.")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True,
+              help="Samples at a time.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True,
+              help="Processes that decode images.")  # fmt: skip
+@click.option("--max-bad", type=click.IntRange(0), default=0, show_default=True,
+              help="Unreadable samples that are left out.")  # fmt: skip
+@options.provider
+@options.threads
+@options.as_json
 def eval(
     model: Path,
     data: str,

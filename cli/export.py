@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from onnxslim_kd.cli import options
+
 
 @click.command()
 @click.argument("spec", required=False)
@@ -28,7 +30,8 @@ import click
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .npz or .pt.")
 @click.option("--opset", default=17, show_default=True, help="17 to 20.")
 @click.option("--seed", default=0, show_default=True, help="For the initial weights.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@options.force
+@options.as_json
 def export(
     spec: str | None,
     output: Path | None,
@@ -39,6 +42,7 @@ def export(
     opset: int,
     seed: int,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Export SPEC, a zoo name or package.module:function, to ONNX.
 
@@ -46,7 +50,7 @@ def export(
     by name and trained. The outputs in ONNX Runtime are compared with torch's.
     """
     if list_:
-        _list_zoo()
+        _list_zoo(as_json=as_json)
         return
     if spec is None or output is None:
         raise click.UsageError("give SPEC and -o FILE, or --list")
@@ -66,19 +70,21 @@ def export(
         seed=seed,
     )
     model_io.save(model, output, overwrite=force)
-    click.echo(f"{output}: {len(model.graph)} nodes, opset {opset}, outputs equal to torch's")
+    if as_json:
+        options.print_json({"output": output, "nodes": len(model.graph), "opset": opset})
+        return
+    click.echo(f"{len(model.graph)} nodes, opset {opset}; outputs equal to torch's")
+    click.echo(f"Wrote {output}")
 
 
-def _list_zoo() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+def _list_zoo(*, as_json: bool) -> None:
     from onnxslim_kd.zoo import ZOO
 
-    table = Table("name", "input image", "what", box=None)
-    for name, entry in ZOO.items():
-        table.add_row(name, "x".join(map(str, entry.shape)), entry.about)
-    Console().print(table)
+    rows = [(name, "x".join(map(str, entry.shape)), entry.about) for name, entry in ZOO.items()]
+    if as_json:
+        options.print_json({name: {"image": shape, "what": what} for name, shape, what in rows})
+        return
+    options.print_table(None, ("name", "input image", "what"), rows)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
+
+from onnxslim_kd.cli import options
 
 FILE = click.Path(path_type=Path)
 
@@ -13,13 +13,15 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("model", type=FILE)
 @click.argument("images", type=FILE, nargs=-1, required=True)
-@click.option("--topk", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--topk", type=click.IntRange(1), default=5, show_default=True,
+              help="Classes for each image.")  # fmt: skip
 @click.option("--labels", type=FILE, help="A text file with one class name per line.")
-@click.option("--preprocess", default="", help="The same line as in training.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
-@click.option("--threads", default=0, help="0 lets the runtime choose.")
-@click.option("--json", "as_json", is_flag=True)
+@options.preprocess
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True,
+              help="Images at a time.")  # fmt: skip
+@options.provider
+@options.threads
+@options.as_json
 def infer(
     model: Path,
     images: tuple[Path, ...],
@@ -44,13 +46,13 @@ def infer(
         raise UserError(f"{labels}: cannot be read: {why}") from error
     predictor = Predictor(model_io.load(model), provider=provider, threads=threads)
     reading = Reading(preprocess=preprocess, batch_size=batch_size)
-    table = Table("image", "class", "probability", box=None)
+    rows: list[tuple[str, str, str]] = []
     for guess in run(predictor, list(images), reading, topk=topk, names=names):
         if as_json:
-            rows = zip(guess.classes, guess.names, guess.scores, strict=True)
-            found = [{"class": c, "name": n, "probability": p} for c, n, p in rows]
+            best = zip(guess.classes, guess.names, guess.scores, strict=True)
+            found = [{"class": c, "name": n, "probability": p} for c, n, p in best]
             click.echo(json.dumps({"image": str(guess.file), "classes": found}))
         for row, (name, score) in enumerate(zip(guess.names, guess.scores, strict=True)):
-            table.add_row("" if row else str(guess.file), name, f"{score:.4f}")
+            rows.append(("" if row else str(guess.file), name, f"{score:.4f}"))
     if not as_json:
-        Console().print(table)
+        options.print_table(None, ("image", "class", "probability"), rows)

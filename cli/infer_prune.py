@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     "--format", "form", type=click.Choice(["onnx", "ort"]), default="onnx", show_default=True,
     help="ort also writes ONNX Runtime's mobile format beside the result.",
 )  # fmt: skip
-@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
+@options.inputs
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove the result.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@options.force
 @options.untrusted
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@options.as_json
 def infer_prune(model: Path, **given: Any) -> None:
     """Reduce MODEL to what inference needs: no teacher, no losses, no dead or doubled work.
 
@@ -97,13 +97,13 @@ def _report(stripped: "Stripped", half: float | None, given: dict[str, Any]) -> 
     rows.append(("bytes of weights", *(f"{number:,}" for number in stripped.bytes)))
     options.print_table("What infer-prune removed and folded", ("", "before", "after"), rows)
     steps = ", ".join(f"{name} {count}" for name, count in stripped.removed.items() if count)
-    click.echo(click.wrap_text(f"\nNodes less by step: {steps or 'none'}", 80))
+    options.tell(f"Nodes less by step: {steps or 'none'}")
     for note in stripped.notes:
-        click.echo(click.wrap_text(f"Note: {note}", 80))
+        options.tell(f"Note: {note}")
     click.echo(_proof_text(stripped))
     if half is not None:
         click.echo(f"Half precision: outputs differ by {half:.1e} of their magnitude at most")
-    click.echo(f"Written: {given['output']}")
+    click.echo(f"Wrote {given['output']}")
 
 
 def _proof_text(stripped: "Stripped") -> str:

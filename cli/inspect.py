@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 @click.option("--explain", metavar="PARAM", help="One parameter's group, or what pins it.")
 @click.option("--values", is_flag=True, help="List values with shapes; two models side by side.")
 @click.option("--all", "everything", is_flag=True, help="Biases and norms, too.")
-@click.option("--attention", type=click.Choice(["auto", "heads", "dims"]), default="auto")
+@click.option(
+    "--attention",
+    type=click.Choice(["auto", "heads", "dims"]),
+    default="auto",
+    show_default=True,
+    help="What attention loses: whole heads, dimensions of all heads, or what can go.",
+)
 @click.option("--free-output", multiple=True, help="An output that may lose channels; repeatable.")
-@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
+@options.inputs
 @options.untrusted
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@options.as_json
 def inspect(models: tuple[Path, ...], **given: Any) -> None:
     """List what MODEL holds and which of its channels can go."""
     if len(models) > (2 if given["values"] else 1):

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 @click.option("--suggest", is_flag=True, help="List losses that fit and write nothing.")
 @click.option("--external-data", is_flag=True, help="Keep the weights in a file of their own.")
 @options.untrusted
-@click.option("--force", is_flag=True, help="Replace the output file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.force
+@options.as_json
 def merge(
     student: Path,
     teachers: tuple[str, ...],
@@ -143,9 +143,6 @@ def _freed(
 def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from onnxslim_kd import roles
 
     record = roles.read(merged)
@@ -154,22 +151,22 @@ def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: 
         result = {"output": str(output), "roles": record.model_dump()}
         click.echo(json.dumps(result | {"proof": asdict(proof) if proof else None}, indent=2))
         return
-    table = Table("loss", "kind", "weight", "epochs", "value for random inputs")
+    rows = []
     for term in record.terms:
         end = "" if term.end_epoch is None else str(term.end_epoch)
         value = f"{proof.losses[term.output]:.6g}" if proof else "not computed"
-        table.add_row(term.name, term.kind, f"{term.weight:g}", f"{term.start_epoch}-{end}", value)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+        rows.append((term.name, term.kind, f"{term.weight:g}", f"{term.start_epoch}-{end}", value))
+    columns = ("loss", "kind", "weight", "epochs", "value for random inputs")
+    options.print_table(None, columns, rows)
     for teacher in record.teachers:
         for own, source in teacher.inputs.items():
-            console.print(f"{teacher.name}: input {own} reads {source}")
+            click.echo(f"{teacher.name}: input {own} reads {source}")
     if proof is not None:
-        console.print(
-            f"student and teachers compute what they did alone: {proof.values} values equal"
-            f" bit for bit at {len(proof.sizes)} input size{'s' * (len(proof.sizes) > 1)}"
+        options.tell(
+            f"Verified: student and teachers compute what they did alone; {proof.values} values"
+            f" equal bit for bit at {len(proof.sizes)} input size{'s' * (len(proof.sizes) > 1)}."
         )
-    console.print(f"wrote {output}")
+    click.echo(f"Wrote {output}")
 
 
 def _print_suggestions(student: Path, teachers: dict[str, Path], *, as_json: bool) -> None:

@@ -10,14 +10,40 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from pydantic import BaseModel
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from onnxslim_kd.errors import UserError
 
+# Options that mean the same in every command that has them.
 untrusted = click.option(
     "--untrusted",
     is_flag=True,
     help="First try the file in a child process with limits on memory and time.",
+)
+force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+inputs = click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=1x3x224x224",
+    help="Shape of an input; repeatable.",
+)
+preprocess = click.option("--preprocess", default="", help="The same line as in training.")
+provider = click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt"]),
+    default="cpu",
+    show_default=True,
+    help="Where to run; running elsewhere is an error.",
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Threads inside an operator; 0 for the cores there are.",
 )
 
 
@@ -123,7 +149,9 @@ def _number(option: str, text: str) -> float:
         raise UserError(f"{option}: {text!r} is not a number") from None
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
     """Print a table that a person can read at 80 columns; all but the first column to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
@@ -136,6 +164,22 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 def console() -> Console:
     """A console on standard output, at least 80 columns wide where it is no terminal."""
     return Console(highlight=False, markup=False)
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence, broken where the terminal ends, at 80 columns where there is none."""
+    console().print(sentence)
+
+
+def follow(what: str, steps: Iterable[tuple[int, int]]) -> None:
+    """Show a progress bar on standard error while ``steps`` tell how many are done, of how many."""
+    columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
+    with Progress(
+        *columns, TextColumn("{task.completed}/{task.total}"), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        for done, total in steps:
+            bar.update(task, completed=done, total=total)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -26,27 +26,30 @@ FILE = click.Path(path_type=Path)
 @click.option("--criterion", default="l1", show_default=True, help="Which channels go first.")
 @click.option("--round-to", type=click.IntRange(1), help="As in prune.")
 @click.option("--data", help="As in train; without it the outputs' distance is measured.")
-@click.option("--preprocess", default="", help="The same line as in training.")
+@options.preprocess
 @click.option(
-    "--metric", default="auto", help="auto, top1, miou, map, distance or module:function."
+    "--metric",
+    default="auto",
+    show_default=True,
+    help="auto, top1, miou, map, distance or module:function.",
 )
 @click.option("--samples", default=1024, show_default=True, help="At most this many; in memory.")
-@click.option("--input", "inputs", multiple=True, help="A shape: name=1x3x224x224; repeatable.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda or tensorrt.")
-@click.option("--threads", default=0, help="0 lets the runtime choose.")
+@options.inputs
+@options.provider
+@options.threads
 @click.option("--cache", type=FILE, help="With --target-latency: folder of measured layers.")
 @click.option("--force", is_flag=True, help="Replace the plan if it exists.")
+@options.as_json
 def search(
     model: Path,
     output: Path,
     save_plan: Path | None,
     inputs: tuple[str, ...],
     force: bool,
+    as_json: bool,
     **given: Any,
 ) -> None:
     """Look for the ratios that cost the least of a metric under a budget."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
     from onnxslim_kd import search as searching
     from onnxslim_kd.model import check_writable
     from onnxslim_kd.search_config import SearchConfig
@@ -56,17 +59,16 @@ def search(
     file = save_plan or output.with_suffix(".plan.json")
     check_writable(file, overwrite=force)
     job, refused = config.job(model)
-    columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.completed}/{task.total}")) as bar:
-        task = bar.add_task("searching")
-        for done, total in searching.run(job, output, config.trials, **config.runtime):
-            bar.update(task, completed=done, total=total)
+    options.follow("searching", searching.run(job, output, config.trials, **config.runtime))
     plan = searching.plan(job, searching.load(output), refused)
     plan.save(file, overwrite=force)
+    if as_json:
+        options.print_json({"output": file, "plan": plan.model_dump(mode="json")})
+        return
     rows = [
         (group.asked_by[0], group.units, group.units - group.removed, f"{group.ratio:.0%}")
         for group in plan.groups
     ]
     options.print_table("The best trial", ("group", "units", "kept", "removed"), rows)
-    click.echo(f"Note: {plan.notes[0]}")
+    options.tell(f"Note: {plan.notes[0]}")
     click.echo(f"Wrote {file}; cut with: onnxslim-kd prune {model} --plan {file} -o OUT")

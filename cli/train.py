@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from onnxslim_kd.cli import options
+
 FILE = click.Path(path_type=Path)
 SHOWN = 8
 """Names listed before "and N more"."""
@@ -29,16 +31,22 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
 @click.option("--epochs", type=int, help="[default: 10]")
 @click.option("--batch-size", type=int, help="Over all processes. [default: 64]")
 @click.option("--lr", "optimizer__lr", type=float, help="Learning rate. [default: 0.01]")
-@click.option("--optimizer", "optimizer__name", type=click.Choice(["sgd", "adam", "adamw"]))
-@click.option("--weight-decay", "optimizer__weight_decay", type=float)
-@click.option("--schedule", "schedule__kind", help="constant, piecewise, cosine, linear or poly.")
+@click.option("--optimizer", "optimizer__name", type=click.Choice(["sgd", "adam", "adamw"]),
+              help="[default: sgd]")  # fmt: skip
+@click.option("--weight-decay", "optimizer__weight_decay", type=float,
+              help="Pull towards zero; spares norms and biases. [default: 0.0001]")  # fmt: skip
+@click.option(
+    "--schedule",
+    "schedule__kind",
+    help="constant, piecewise, cosine, linear or poly. [default: cosine]",
+)
 @click.option("--warmup", "schedule__warmup", type=float, help="Epochs of rising learning rate.")
 @click.option("--train", multiple=True, metavar="RE", help="Parameters to train as well.")
 @click.option("--freeze", multiple=True, metavar="RE", help="Parameters to leave as they are.")
 @click.option(
     "--bn",
     type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]),
-    help="auto re-inserts BatchNormalization where it was folded away.",
+    help="auto re-inserts BatchNormalization where it was folded away. [default: auto]",
 )
 @click.option("--like", type=FILE, help="The original of a pruned model, for --bn reinsert.")
 @click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
@@ -48,20 +56,26 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
     default=None,
     help="Take its shapes as well: a pruned file makes MODEL as narrow as it is.",
 )
-@click.option("--metric", help="auto, top1, miou, map, loss or module:function.")
+@click.option("--metric", help="auto, top1, miou, map, loss or module:function. [default: auto]")
 @click.option("--checkpoint", type=FILE, help="Folder; resumes from it.")
 @click.option("--checkpoint-steps", type=int, help="Also inside an epoch, every so many steps.")
 @click.option(
     "--save-eval-model/--no-save-eval-model",
     default=None,
-    help="The student, beside every checkpoint.",
+    help="The student, beside every checkpoint. [default: save-eval-model]",
 )
 @click.option("--max-bad", type=int, help="Unreadable samples that are left out. [default: 0]")
-@click.option("--workers", type=int, help="Processes that decode images.")
-@click.option("--seed", type=int, help="Of order, augmentation, masks and dropout.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--threads", type=int)
-@click.option("--amp", type=click.Choice(["none", "bf16", "fp16"]), help="Mixed precision.")
+@click.option("--workers", type=int, help="Processes that decode images. [default: 0]")
+@click.option("--seed", type=int, help="Of order, augmentation, masks and dropout. [default: 0]")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="auto: CUDA where it is. [default: auto]",
+)
+@click.option("--threads", type=int, help="Default: as torch chooses.")
+@click.option(
+    "--amp", type=click.Choice(["none", "bf16", "fp16"]), help="Mixed precision. [default: none]"
+)
 @click.option("--compile/--no-compile", default=None, help="torch.compile the graph.")
 @click.option("--sync-bn/--no-sync-bn", default=None, help="Statistics over all processes.")
 @click.option("--ema", type=float, help="Decay of a moving average of the weights.")
@@ -71,7 +85,7 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
 @click.option(
     "--teacher-runtime",
     type=click.Choice(["auto", "ort", "torch"]),
-    help="auto is ONNX Runtime on the CPU and torch on CUDA.",
+    help="auto is ONNX Runtime on the CPU and torch on CUDA. [default: auto]",
 )
 @click.option(
     "--cache-teacher/--no-cache-teacher",
@@ -80,8 +94,8 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
 )
 @click.option("--prune-schedule", metavar="RE=RATIO@EPOCHS", help="As in conv.*=0.5@0,2,4.")
 @click.option("--log", type=FILE, help="A file of JSON lines.")
-@click.option("--tensorboard", type=FILE)
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option("--tensorboard", type=FILE, help="Folder; needs the extra of that name.")
+@options.force
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines on the terminal.")
 def train(
     model: Path,
@@ -153,7 +167,7 @@ def _terminal(epochs: int, *, as_json: bool) -> Iterator[Any]:
                 done = event["epoch"] * event["steps"] + event["step"]
                 progress.update(task, completed=done, total=epochs * event["steps"])
             if event["event"] == "step":
-                loss = f"{_losses(event)} {event['samples_per_second']:.0f}/s"
+                loss = f"{_losses(event)}, {event['samples_per_second']:.0f}/s"
                 where = f"epoch {event['epoch'] + 1}/{epochs}"
                 progress.update(task, loss=loss, description=where)
                 return
@@ -186,8 +200,10 @@ def describe(event: Mapping[str, Any]) -> list[str]:
         return done or ["BatchNormalization re-inserted nowhere: no convolution lost it"]
     if kind == "resume":
         return [f"resumes after epoch {event['epoch']}, step {event['step']}"]
-    if kind in ("step", "epoch"):
-        return [_numbers(event)]
+    if kind == "step":
+        return [_step(event)]
+    if kind == "epoch":
+        return [_epoch(event)]
     return []
 
 
@@ -203,10 +219,18 @@ def _losses(event: Mapping[str, Any]) -> str:
     """The loss and its terms, where there are several."""
     terms = {name: value for name, value in event.items() if name not in NO_TERMS}
     shown = {"loss": event["loss"], **(terms if len(terms) > 1 else {})}
-    return " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
-def _numbers(event: Mapping[str, Any]) -> str:
-    where = f"epoch {event['epoch']}" + (f" step {event['step']}" if "step" in event else "")
-    rest = {k: v for k, v in event.items() if k not in ("event", "epoch", "step", "steps")}
-    return f"{where}: " + ", ".join(f"{name} {value:.5g}" for name, value in rest.items())
+def _step(event: Mapping[str, Any]) -> str:
+    """A step inside an epoch; people count epochs from one."""
+    where = f"epoch {event['epoch'] + 1} step {event['step']}/{event['steps']}"
+    speed = f"{event['samples_per_second']:.0f} samples/s"
+    return f"{where}: {_losses(event)}, lr {event['lr']:.4g}, {speed}"
+
+
+def _epoch(event: Mapping[str, Any]) -> str:
+    """The end of an epoch, with what was evaluated."""
+    found = {k: v for k, v in event.items() if k not in ("event", "epoch", "seconds")}
+    numbers = [f"{name} {value:.5g}" for name, value in found.items()]
+    return f"epoch {event['epoch']}: " + ", ".join([*numbers, f"{event['seconds']:.1f} s"])

@@ -272,6 +272,12 @@ def test_command_replaces_files_only_when_forced(files, tmp_path):
     assert target.read_text() != "mine"
 
 
+def test_json_without_a_file_is_printed_alone(files):
+    found = run(*files, "--rounds", 5, "--threads", 1, "--json")
+    assert found.exit_code == 0, found.output
+    assert [model["name"] for model in json.loads(found.stdout)["models"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -282,7 +288,7 @@ def test_command_replaces_files_only_when_forced(files, tmp_path):
         (["--inputs", "none.npz"], "none.npz: cannot be read: No such file"),
         (["--provider", "cuda"], "provider cuda"),
         (["--rounds", "2"], "rounds must be at least 5, got 2"),
-        (["--threads", "0"], "0 is not in the range"),
+        (["--threads", "-1"], "-1 is not in the range"),
         (["none.onnx"], "none.onnx: no such file"),
         (["--html", "none/r.html"], "the folder none does not exist"),
     ],

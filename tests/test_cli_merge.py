@@ -101,6 +101,6 @@ def test_an_output_or_suggestions(pair):
 
 def test_draw_writes_a_picture(pair, tmp_path):
     output = tmp_path / "graph.svg"
-    assert call("draw", pair[0], "-o", output) == f"wrote {output}\n"
+    assert call("draw", pair[0], "-o", output) == f"Wrote {output}\n"
     assert ET.fromstring(output.read_text()).tag.endswith("svg")
     call("draw", pair[0], "-o", output, code=2)

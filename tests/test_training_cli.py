@@ -30,7 +30,7 @@ def run(*arguments):
 
 def test_train_prints_plain_lines_and_logs_json(trained):
     said = (trained / "said.txt").read_text()
-    assert "trains 7 tensors" in said and "epoch 0 step 20: loss" in said and "Wrote" in said
+    assert "trains 7 tensors" in said and "epoch 1 step 20/22: loss" in said and "Wrote" in said
     events = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events][:2] == ["start", "unreached"]
     assert events[-1]["event"] == "end"
@@ -150,4 +150,4 @@ def test_a_terminal_sees_a_bar_with_every_term(tmp_path):
     done = CliRunner().invoke(main, [str(a) for a in arguments], env=terminal)
     assert done.exit_code == 0, done.output
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.output)  # colours, and moves of the cursor
-    assert re.search(r"epoch 1/1.*22/22 .*loss [\d.]+ kl [\d.]+ hint [\d.]+ \d+/s", said)
+    assert re.search(r"epoch 1/1.*22/22 .*loss [\d.]+, kl [\d.]+, hint [\d.]+, \d+/s", said)
