@@ -29,6 +29,8 @@ __all__ = [
     "Shapes",
     "choose_inputs",
     "fold",
+    "follow",
+    "is_dynamic",
     "sample",
     "slice_index",
 ]
@@ -57,22 +59,59 @@ def sample(
     """
     inputs = choose_inputs(model, given or {}, variant)
     found = Shapes(inputs)
-    dynamic = any(None in dims(v) for v in model.graph.inputs if v.shape is not None)
+    dynamic = is_dynamic(model)
     if dynamic:
         found.outline = base.outline if base is not None and base.outline else outline(model)
     known = _infer_all(found.outline, inputs) if found.outline is not None else {}
-    for value in model.graph.inputs:
-        found.shape[value] = inputs[name_of(value)]
-    for value in model.graph.initializers.values():
-        _add_initializer(found, value)
+    _add_known(found, model)
     versions = dict(model.graph.opset_imports)
     for node in model.graph:
-        infer_node(found, node, known if dynamic else None, versions)
-        for output, number in zip(node.outputs, _fold_node(found, node), strict=False):
-            if number is not None and number.size <= LIMIT:
-                found.number[output] = number
-                found.shape[output] = number.shape
+        if not _add_numbers(found, node):
+            infer_node(found, node, known if dynamic else None, versions)
     return found
+
+
+def follow(
+    model: ir.Model, inputs: Mapping[str, Shape], otherwise: Mapping[ir.Value, Shape]
+) -> Shapes:
+    """Find the shapes of a changed graph, whose values still say what they were.
+
+    Args:
+        model: The graph.
+        inputs: The shape of every graph input, by name.
+        otherwise: The shapes to go on with where an operator gives none.
+    """
+    found = Shapes(inputs)
+    _add_known(found, model)
+    versions = dict(model.graph.opset_imports)
+    for node in model.graph:
+        if not _add_numbers(found, node):
+            infer_node(found, node, {}, versions)
+        for value in node.outputs:
+            if value not in found.shape and value in otherwise:
+                found.shape[value] = otherwise[value]
+    return found
+
+
+def _add_known(found: Shapes, model: ir.Model) -> None:
+    for value in model.graph.inputs:
+        found.shape[value] = found.inputs[name_of(value)]
+    for value in model.graph.initializers.values():
+        _add_initializer(found, value)
+
+
+def _add_numbers(found: Shapes, node: ir.Node) -> bool:
+    """Add what a node computes, where that is known; tell whether it is."""
+    for output, number in zip(node.outputs, _fold_node(found, node), strict=False):
+        if number is not None and number.size <= LIMIT:
+            found.number[output] = number
+            found.shape[output] = number.shape
+    return all(output in found.number for output in node.outputs)
+
+
+def is_dynamic(model: ir.Model) -> bool:
+    """Tell whether a dimension of an input is left open."""
+    return any(None in dims(v) for v in model.graph.inputs if v.shape is not None)
 
 
 def choose_inputs(

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import PassError, UserError
-from onnxslim_kd.inference import extents, inferred, outline, set_types, types
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import fixups, repairs
 from onnxslim_kd.passes.channels import Birth, Ids
@@ -176,31 +176,18 @@ def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, 
 
 def _check_shapes(state: repairs.Cut) -> None:
     """Infer the cut graph's shapes anew: each must be what the plan says."""
-    graph = state.analysis.model.graph
-    found = types(inferred(outline(state.analysis.model)))
-    known: dict[bytes, tuple[int | None, ...] | None] = {}
-    for value, expected in state.shapes.items():
-        node = value.producer()
-        kind = found.get(value.name or "") if node is not None else None
-        if kind is None or node is None or node.graph is not graph:
-            continue  # not inferred, a weight, or removed with what it fed
-        key = kind.SerializeToString()
-        if key not in known:
-            known[key] = extents(kind)
-        have = known[key] or expected
-        if have != expected and not _fits(have, expected):
+    model, before = state.analysis.model, state.analysis.shapes
+    planned = {**before.shape, **state.shapes}
+    found = shape_sampling.follow(model, before.inputs, planned).shape
+    is_static = not shape_sampling.is_dynamic(model)
+    for value in (v for node in model.graph for v in node.outputs if v in found):
+        have, expected = found[value], planned.get(value, found[value])
+        if have != expected:
             raise PassError(
                 f"after the cut {value.name} has shape {list(have)}, the plan says {list(expected)}"
             )
-    missing = {v.name for node in graph for v in node.outputs if v.shape is None}
-    if missing:
-        set_types(graph, {name: kind for name, kind in found.items() if name in missing})
-
-
-def _fits(have: tuple[int | None, ...], expected: Shape) -> bool:
-    """Tell whether a shape is the expected one, as far as it is known."""
-    known = (a is None or a == b for a, b in zip(have, expected, strict=False))
-    return len(have) == len(expected) and all(known)
+        if value.shape is None and is_static:
+            value.shape = ir.Shape(have)
 
 
 def record(model: ir.Model, plan: Plan) -> None:

@@ -13,7 +13,6 @@ from onnxslim_kd import cost
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.model import dims
 from onnxslim_kd.passes import heads, ties
 from onnxslim_kd.passes.channels import (
     Attention,
@@ -92,9 +91,8 @@ class Analysis:
     @cached_property
     def other_sample(self) -> Shapes:
         """A second choice of the dynamic dimensions: what differs depends on them."""
-        static = all(None not in dims(v) for v in self.model.graph.inputs if v.shape is not None)
         computed = any(not value.is_initializer() for value in self.shapes.number)
-        if static or not computed:
+        if not (computed and shape_sampling.is_dynamic(self.model)):
             return self.shapes  # no number depends on a dimension
         return shape_sampling.sample(self.model, self.given, variant=1, base=self.shapes)
 

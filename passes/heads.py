@@ -47,6 +47,8 @@ def solve(
 
 def _stuck(t: Channels, found: Components) -> frozenset[ir.Node]:
     """The nodes that handle heads of which none can go, and those that hand them on."""
+    if not t.heads:
+        return frozenset()
     stays = _stays(found)
     whole = stays.copy()
     """What must stay, and what is all that some layer has."""

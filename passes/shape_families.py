@@ -97,10 +97,24 @@ def _fit(
     return side if (free, stride) == (-1, 1) else found.new()
 
 
+def _pooled(found: Reader, node: ir.Node) -> Shape | None:
+    source = found.shape_of(node, 0)
+    return None if source is None else (*source[:2], *(1 for _ in source[2:]))
+
+
+def _general(found: Reader, node: ir.Node) -> Shape | None:
+    one, two = found.shape_of(node, 0), found.shape_of(node, 1)
+    if one is None or two is None:
+        return None
+    transposed = [node.attributes.get_int(name, 0) for name in ("transA", "transB")]
+    return (one[1 if transposed[0] else 0], two[0 if transposed[1] else 1])
+
+
 _UNARY = (
-    "Abs", "Cast", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid",
-    "HardSwish", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "Neg", "Not", "Reciprocal",
-    "Relu", "Round", "ScatterND", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Sqrt", "Tanh",
+    "Abs", "BatchNormalization", "Cast", "Ceil", "Clip", "Cos", "Elu", "Erf", "Exp", "Floor",
+    "Gelu", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "Log",
+    "LogSoftmax", "Neg", "Not", "Reciprocal", "Relu", "Round", "ScatterND", "Sigmoid", "Sign",
+    "Sin", "Softmax", "Softplus", "Sqrt", "Tanh",
 )  # fmt: skip
 _POINTWISE = (
     "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min",
@@ -112,7 +126,9 @@ RULES: dict[str, Callable[[Reader, ir.Node], Shape | None]] = {
     **dict.fromkeys(_UNARY, _same),
     **dict.fromkeys(_POINTWISE, _broadcast),
     **dict.fromkeys(("AveragePool", "Conv", "MaxPool"), _windows),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _pooled),
     "Gather": _gathered,
+    "Gemm": _general,
     "MatMul": _multiplied,
     "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,
