@@ -7,7 +7,7 @@
 5. Shapes are inferred on a copy without weights.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
@@ -43,13 +43,18 @@ def normalised(model: ir.Model, *, typed: bool = False) -> None:
         common.RemoveInitializersFromInputsPass()(model)
     if any(node.op_type == "Constant" for graph in inside for node in graph):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    low, high = IR_VERSIONS
-    model.ir_version = min(max(model.ir_version or low, low), high)
+    model.ir_version = written_version(model.ir_version)
     raise_opset(model)
     _name_nodes(model)
     if not typed:
         infer_shapes(model)
     _explicit_pads(model)
+
+
+def written_version(given: int | None) -> int:
+    """Return the IR version to write for a file of another one."""
+    low, high = IR_VERSIONS
+    return min(max(given or low, low), high)
 
 
 def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
@@ -58,63 +63,99 @@ def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
     Raises:
         ModelError: An operator has no newer form.
     """
-    version = model.graph.opset_imports.get("", OPSET)
-    if version >= lowest:
+    if model.graph.opset_imports.get("", lowest) < lowest:
+        with without_weights(model) as proto:
+            raise_message(proto, lowest)
+        adopt(model, ir.serde.deserialize_model(proto))
+
+
+def raise_message(proto: onnx.ModelProto, lowest: int = OPSET) -> None:
+    """Do the same to a message; where it is refused, it stays as it was.
+
+    Raises:
+        ModelError: An operator has no newer form.
+    """
+    own = next((entry for entry in proto.opset_import if not entry.domain), None)
+    if own is None or own.version >= lowest:
         return
-    with _parked(model, version), without_weights(model) as proto:
+    with _parked(proto, own.version):
         try:
             raised = onnx.version_converter.convert_version(proto, lowest)
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"opset {version} cannot be raised to {lowest}: {error}") from error
-    other = ir.serde.deserialize_model(raised)
-    _leave(other, other.graph.all_nodes())
-    _carry_notes(model.graph, other.graph)
-    adopt(model, other)
+            what = f"opset {own.version} cannot be raised to {lowest}: {error}"
+            raise ModelError(what) from error
+    _leave(raised.graph)
+    _carry_notes(proto.graph, raised.graph)
+    proto.graph.CopyFrom(raised.graph)
+    own.version = lowest
 
 
 @contextmanager
-def _parked(model: ir.Model, version: int) -> Iterator[None]:
+def _parked(proto: onnx.ModelProto, version: int) -> Iterator[None]:
     """Hide operators from the converter that their opset does not have.
 
     ONNX Runtime writes its LayerNormalization and SimplifiedLayerNormalization into files of any
     opset; at 17 the first is ONNX's own.
     """
-    parked = [
-        node
-        for node in model.graph.all_nodes()
-        if node.domain == "" and not onnx.defs.has(node.op_type, version)
-    ]
-    if not parked:
+    inside = [node for graph in graphs_of(proto.graph) for node in graph.node if not node.domain]
+    unknown = {name for name in {n.op_type for n in inside} if not onnx.defs.has(name, version)}
+    if not unknown:
         yield
         return
-    try:
-        model.graph.opset_imports[_PARK] = 1
-        for node in parked:
+    for node in inside:
+        if node.op_type in unknown:
             node.domain = _PARK
+    proto.opset_import.add(domain=_PARK, version=1)
+    try:
         yield
     finally:
-        _leave(model, parked)
+        proto.opset_import.pop()
+        _leave(proto.graph)
 
 
-def _leave(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
+def _leave(graph: onnx.GraphProto) -> None:
     """Give parked nodes their domain back."""
-    model.graph.opset_imports.pop(_PARK, None)
-    for node in nodes:
-        if node.domain == _PARK:
-            node.domain = ""
+    for inner in graphs_of(graph):
+        for node in inner.node:
+            if node.domain == _PARK:
+                node.domain = ""
 
 
-def _carry_notes(old: ir.Graph, new: ir.Graph) -> None:
-    """Copy what the converter drops: metadata of nodes and values, quantisation annotations."""
-    known = ir.convenience.create_value_mapping(old)
-    for name, value in ir.convenience.create_value_mapping(new).items():
-        if (before := known.get(name)) is None:
-            continue
-        value.meta.update(before.meta)
-        value.metadata_props.update(before.metadata_props)
-        producer, source = value.producer(), before.producer()
-        if producer is not None and source is not None:
-            producer.metadata_props.update(source.metadata_props)
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Give a graph and every body inside of it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from graphs_of(inner)
+
+
+def _carry_notes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
+    """Copy what the converter drops: metadata, quantisation annotations, a weight's doc string."""
+    new.metadata_props.extend(old.metadata_props)
+    new.quantization_annotation.extend(old.quantization_annotation)
+    for notes in (_values, _nodes):
+        known = {name: it for name, it in notes(old) if it.metadata_props or it.doc_string}
+        for name, it in notes(new) if known else ():
+            if name in known:
+                it.metadata_props.extend(known[name].metadata_props)
+                it.doc_string = known[name].doc_string
+
+
+def _values(
+    graph: onnx.GraphProto,
+) -> Iterator[tuple[str, onnx.ValueInfoProto | onnx.TensorProto]]:
+    for inner in graphs_of(graph):
+        for value in (*inner.input, *inner.output, *inner.value_info, *inner.initializer):
+            yield value.name, value
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """The nodes, by their first outputs."""
+    for inner in graphs_of(graph):
+        for node in inner.node:
+            if node.output:
+                yield node.output[0], node
 
 
 def adopt(model: ir.Model, other: ir.Model) -> None:

@@ -15,7 +15,7 @@ from onnxslim_kd import mapped
 from onnxslim_kd.access import graphs
 from onnxslim_kd.errors import ModelError, UserError
 from onnxslim_kd.inference import SMALL, inferred, set_types
-from onnxslim_kd.normalise import OPSET
+from onnxslim_kd.normalise import graphs_of, raise_message, written_version
 from onnxslim_kd.refusals import refuse_external, refuse_form, tensors
 from onnxslim_kd.wire import Buffer
 
@@ -78,11 +78,7 @@ def _count(operators: Counter[str] | None, found: Iterable[str]) -> None:
 
 def operators_of(graph: onnx.GraphProto) -> Iterator[str]:
     """Give the operator of every node, those inside of bodies too."""
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from operators_of(inner)
+    return (node.op_type for inner in graphs_of(graph) for node in inner.node)
 
 
 def _from_file(path: Path, operators: Counter[str] | None, *, infer: bool) -> tuple[ir.Model, bool]:
@@ -121,7 +117,11 @@ def _typed(proto: onnx.ModelProto) -> ir.Model | None:
     _lift_constants(proto.graph)
     if not _can_infer(proto):
         return None
+    proto.ir_version = written_version(proto.ir_version)
+    _keep_inputs(proto.graph)
     try:
+        raise_message(proto)
+        _lift_constants(proto.graph)  # attributes that became inputs
         proto = inferred(proto)
     except ModelError:
         return None  # said again, better, once the graph was looked at
@@ -136,14 +136,21 @@ def _typed(proto: onnx.ModelProto) -> ir.Model | None:
 
 def _can_infer(proto: onnx.ModelProto) -> bool:
     """Tell whether there is nothing to normalise first that inference depends on."""
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
     dims = [d.dim_value for i in proto.graph.input for d in i.type.tensor_type.shape.dim]
     return (
         not proto.functions
-        and versions.get("", OPSET) >= OPSET
         and all(d >= 0 for d in dims)
         and not any(_is_elsewhere(tensor) for tensor in proto.graph.initializer)
     )
+
+
+def _keep_inputs(graph: onnx.GraphProto) -> None:
+    """Leave what is an input: old files list their weights there too."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [info for info in graph.input if info.name not in weights]
+    if len(inputs) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(inputs)
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
