@@ -103,7 +103,9 @@ def _report(stripped: "Stripped", half: float | None, given: dict[str, Any]) -> 
     click.echo(_proof_text(stripped))
     if half is not None:
         click.echo(f"Half precision: outputs differ by {half:.1e} of their magnitude at most")
-    click.echo(f"Wrote {given['output']}")
+    output: Path = given["output"]
+    beside = f" and {output.with_suffix('.ort')}" if given["form"] == "ort" else ""
+    click.echo(f"Wrote {output}{beside}")
 
 
 def _proof_text(stripped: "Stripped") -> str:

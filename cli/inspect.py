@@ -1,5 +1,6 @@
 """onnxslim-kd inspect."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,19 @@ def _values(models: tuple[Path, ...], *, as_json: bool) -> None:
         options.print_json({"values": rows})
         return
     columns = [title for m in models for title in (m.name, "type")]
-    options.print_table("Values", columns, rows)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    if len(models) == 1 or sum(widths) + 2 * len(widths) <= options.console().width:
+        options.print_table("Values", columns, rows)
+    else:
+        _print_below(columns, rows, max(widths[0], widths[2]))
+
+
+def _print_below(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> None:
+    """Two models where they do not fit side by side: names are there to be copied, not folded."""
+    click.echo(f"{columns[0]}, and below each value the one of {columns[2]}")
+    for ours, our_type, theirs, their_type in rows:
+        click.echo(f"{ours or '-':{width}}    {our_type}")
+        click.echo(f"  {theirs or '-':{width}}  {their_type}")
 
 
 def _cells(row: "Row | None") -> tuple[str, str]:

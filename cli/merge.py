@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxslim_kd.passes.suggest import Suggestion
+    from onnxslim_kd.roles import Term
     from onnxslim_kd.verify_merge import Proof
 
 
@@ -119,6 +120,8 @@ def _teachers(given: Sequence[str], prefix: str | None) -> dict[str, Path]:
         return found
     if len(found) > 1:
         raise UserError("--prefix is for a single teacher; name several with --teacher NAME=FILE")
+    if not prefix.removesuffix("_"):
+        raise UserError(f"--prefix {prefix!r}: give a name, such as teacher_")
     return {prefix.removesuffix("_"): path for path in found.values()}
 
 
@@ -153,9 +156,8 @@ def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: 
         return
     rows = []
     for term in record.terms:
-        end = "" if term.end_epoch is None else str(term.end_epoch)
         value = f"{proof.losses[term.output]:.6g}" if proof else "not computed"
-        rows.append((term.name, term.kind, f"{term.weight:g}", f"{term.start_epoch}-{end}", value))
+        rows.append((term.name, term.kind, f"{term.weight:g}", _epochs(term), value))
     columns = ("loss", "kind", "weight", "epochs", "value for random inputs")
     options.print_table(None, columns, rows)
     for teacher in record.teachers:
@@ -167,6 +169,13 @@ def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: 
             f" equal bit for bit at {len(proof.sizes)} input size{'s' * (len(proof.sizes) > 1)}."
         )
     click.echo(f"Wrote {output}")
+
+
+def _epochs(term: "Term") -> str:
+    """The epochs in which a loss counts, from 0; the last one is not among them."""
+    if term.end_epoch is None:
+        return f"from {term.start_epoch}" if term.start_epoch else "all"
+    return f"{term.start_epoch} to {term.end_epoch}"
 
 
 def _print_suggestions(student: Path, teachers: dict[str, Path], *, as_json: bool) -> None:

@@ -199,7 +199,8 @@ def describe(event: Mapping[str, Any]) -> list[str]:
         done = _listed("BatchNormalization re-inserted behind", event["reinserted"])
         return done or ["BatchNormalization re-inserted nowhere: no convolution lost it"]
     if kind == "resume":
-        return [f"resumes after epoch {event['epoch']}, step {event['step']}"]
+        inside = f", step {event['step']}" if event["step"] else ""
+        return [f"resumes after epoch {event['epoch']}{inside}"]
     if kind == "step":
         return [_step(event)]
     if kind == "epoch":

@@ -1,4 +1,5 @@
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import onnx
@@ -25,10 +26,14 @@ def call(*arguments, code=0):
 def test_merge_writes_and_says_what(pair, tmp_path):
     output = tmp_path / "merged.onnx"
     printed = call(
-        "merge", pair[0], "--teacher", pair[1], "--loss", "l2:y=y,weight=2", "-o", output
-    )
+        "merge", pair[0], "--teacher", pair[1], "--loss", "l2:y=y,weight=2",
+        "--loss", "l1:y=y,start=5,end=9", "--loss", "kl:y=y,start=3", "-o", output
+    )  # fmt: skip
     onnx.checker.check_model(output, full_check=True)
-    assert "l2" in printed
+    cells = [re.split(r"  +", line) for line in printed.splitlines()[1:4]]
+    assert [row[:4] for row in cells] == [
+        ["l2", "l2", "2", "all"], ["l1", "l1", "1", "5 to 9"], ["kl", "kl", "1", "from 3"]
+    ]  # fmt: skip
     assert "teacher: input image reads x" in printed
     assert "2 values equal bit for bit at 2 input sizes" in " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80 + len(str(output))
@@ -77,6 +82,7 @@ def test_suggest_prints_losses_to_copy(pair, tmp_path):
         (["--loss", "l2:y=y", "--map", "image"], "--map image: expected"),
         (["--loss", "l2:y=y", "--adapt", "size=3"], "unknown key 'size'"),
         (["--loss", "l2:y=y", "--teacher", "x.onnx"], "two teachers are called 'teacher'"),
+        (["--loss", "l2:y=y", "--prefix", ""], "--prefix '': give a name"),
         ([], "at least one loss"),
     ],
 )

@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(model: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_inspect(model: Path) -> None:
+def test_inspect(model: Path, tmp_path: Path) -> None:
     result = run("inspect", model)
     assert re.search(r"^w1 +8x3x3x3 +0 +0 +8 units", result.stdout, re.MULTILINE)
     assert "graph output y" in result.stdout
@@ -165,6 +165,11 @@ def test_inspect(model: Path) -> None:
     assert "w2 (axis 0) must stay: graph output y" in story
     assert re.search(r"^h +float\[N,8,8,8\]", run("inspect", model, "--values").stdout, re.M)
     assert run("inspect", model, model, "--values").stdout.count("float[N,4,8,8]") == 2
+    longer = tmp_path / f"{'m' * 60}.onnx"
+    longer.write_bytes(model.read_bytes())
+    lines = run("inspect", model, longer, "--values").stdout.splitlines()
+    assert lines[0].endswith(f"and below each value the one of {longer.name}")
+    assert [line.split() for line in lines[1:3]] == [["h", "float[N,8,8,8]"]] * 2
 
 
 def test_patterns_try_nodes_and_scopes(tmp_path: Path) -> None:
