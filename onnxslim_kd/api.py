@@ -94,6 +94,7 @@ def plan(source: model_io.ModelLike, choice: Choice | Plan, reading: Reading | N
     return pruning.plan(analysis, choice)
 
 
+@collection_paused()
 def prune(
     source: model_io.ModelLike,
     choice: Choice | Plan,
@@ -155,7 +156,6 @@ def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | Non
     )
 
 
-@collection_paused()
 def _carry_out(
     analysis: Analysis, decided: Plan, samples: Samples | None, *, verify: bool
 ) -> tuple[ir.Model, Shapes, proofs.Proof | None, tuple[correction.Corrected, ...]]:
