@@ -100,7 +100,6 @@ def _prose(thing: Any) -> Iterator[str]:
 # module -> the names that are shown
 MODULES = {
     "onnxslim_kd": tuple(onnxslim_kd.__all__),
-    "onnxslim_kd.passes.merge": ("merge",),
     "onnxslim_kd.verify_merge": ("verify_merge",),
     "onnxslim_kd.training.engine": ("train", "Outcome"),
     "onnxslim_kd.training.config": ("parse", "read"),

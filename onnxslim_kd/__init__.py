@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxslim_kd.api import verify as verify
     from onnxslim_kd.model import load as load
     from onnxslim_kd.model import save as save
+    from onnxslim_kd.passes.merge import merge as merge
     from onnxslim_kd.passes.prune import Choice as Choice
     from onnxslim_kd.passes.ratios import Amount as Amount
     from onnxslim_kd.passes.strip import Stripped as Stripped
@@ -35,6 +36,7 @@ _HOME = {
     "infer_prune": "onnxslim_kd.passes.strip",
     "inspect": "onnxslim_kd.api",
     "load": "onnxslim_kd.model",
+    "merge": "onnxslim_kd.passes.merge",
     "plan": "onnxslim_kd.api",
     "prune": "onnxslim_kd.api",
     "save": "onnxslim_kd.model",
@@ -53,6 +55,7 @@ __all__ = [
     "infer_prune",
     "inspect",
     "load",
+    "merge",
     "plan",
     "prune",
     "save",
