@@ -60,14 +60,15 @@ def _remove_identity(node: ir.Node, source: ir.Value) -> None:
 
 def fold(model: ir.Model) -> None:
     """Fold shapes and constants, again while the one makes more of the other known."""
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         known = fold_known(model) if _reads_shapes(model) else 0
         if known:
             remove_dead(model)
         if not fold_constants(model) and not known:
             break
         remove_identities(model)
-        share_equals(model)  # what is the same need be folded once
+        if turn == 0:
+            share_equals(model)  # what is the same need be folded once
 
 
 def _reads_shapes(model: ir.Model) -> bool:
@@ -81,18 +82,25 @@ def fold_branches(model: ir.Model) -> None:
     """
     if not any(node.op_type == "If" for graph in graphs(model) for node in graph):
         return
-    from onnxscript import optimizer
-
-    for _ in range(2):
-        optimizer.fold_constants(
-            model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL
-        )
-        remove_identities(model)
-        remove_dead(model)
+    if not _fold_inside(model):
+        return
+    _fold_inside(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model.graph = model.clone().graph  # bodies that are gone would still count as readers
     infer_shapes(model)
     fold(model)
+
+
+def _fold_inside(model: ir.Model) -> bool:
+    from onnxscript import optimizer
+
+    result = optimizer.fold_constants(
+        model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL
+    )
+    if result.modified:
+        remove_identities(model)
+        remove_dead(model)
+    return bool(result.modified)
 
 
 def share_equals(model: ir.Model) -> None:

@@ -126,6 +126,8 @@ def _computed(nodes: Sequence[ir.Node], model: ir.Model) -> dict[ir.Value, Array
 
 def _grown(folded: set[ir.Node], numbers: Mapping[ir.Value, Array]) -> set[ir.Node]:
     """The nodes that make the large constants for which what all others save is not enough."""
+    if all(array.nbytes <= SMALL for array in numbers.values()):
+        return set()
     grown: set[ir.Node] = set()
     balance = 0
     for growth, large in sorted(_costs(folded, numbers), key=lambda cost: cost[0]):
