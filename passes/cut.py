@@ -100,6 +100,9 @@ def apply(analysis: Analysis, removed: Ids) -> dict[ir.Value, Shape]:
     gone = removed[analysis.components.label].astype(bool)
     _ = analysis.other_sample  # of the graph before its weights change
     state = repairs.Cut(analysis, gone, analysis.new_shapes(removed))
+    for value, shape in state.shapes.items():
+        if 0 in shape and 0 not in analysis.shapes.shape[value]:
+            raise PassError(f"{value.name} would lose all its channels, and a layer must not die")
     _slice_weights(analysis, gone)
     fixups.repair(state)
     _set_shapes(state)
@@ -146,12 +149,7 @@ def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
 
 def _numbers(value: ir.Value) -> np.ndarray[Any, Any]:
     assert value.const_value is not None
-    if value.const_value.dtype.bitwidth < 8:
-        raise UserError(
-            f"{value.name} has type {value.const_value.dtype.name}, whose elements share bytes:"
-            f" leave it out with --ignore"
-        )
-    return value.const_value.numpy()
+    return value.const_value.numpy()  # of numbers that share bytes, too: one element for each
 
 
 def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, Ids]]) -> None:

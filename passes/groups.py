@@ -120,16 +120,40 @@ class Analysis:
 
     @cached_property
     def group_of(self) -> list[int]:
-        """The group of every parameter: output axes that share a component are one group."""
-        producers = [i for i, p in enumerate(self.parameters) if p.produces]
-        label = [self.labels(self.parameters[i].birth) for i in producers]
-        n = self.components.count
-        rows = np.repeat(np.arange(len(producers)) + n, [len(x) for x in label])
-        columns = np.concatenate(label) if label else np.empty(0, np.int64)
-        _, group = connected(n + len(producers), rows, columns)
+        """The group of every parameter; of a vector along several groups, that of its first."""
         starts = [p.birth.start for p in self.parameters]
-        of_each: list[int] = group[self.components.label[starts]].tolist()
+        of_each: list[int] = self._groups[0][self.components.label[starts]].tolist()
         return of_each
+
+    def groups_of(self, parameter: Parameter) -> list[int]:
+        """The groups in which channels of ``parameter`` can go."""
+        group, layered = self._groups
+        free = self.labels(parameter.birth)
+        free = free[~self.stays[free]]
+        made = layered[group[free]]
+        alone = free[~made][:1]  # what no layer makes, such as padding, is one group
+        return list(dict.fromkeys(group[[*free[made], *alone]].tolist()))
+
+    def belongs(self, components: Ids, to: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each of some components is in the group ``to``."""
+        group, layered = self._groups
+        own = group[components]
+        return np.asarray(own == to if layered[to] else ~layered[own])
+
+    @cached_property
+    def _groups(self) -> tuple[Ids, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """The group of every component, and whether a layer makes what is in each group.
+
+        Output axes that share a component are one group.
+        """
+        label = [self.labels(p.birth) for p in self.parameters if p.produces]
+        n = self.components.count
+        rows = np.repeat(np.arange(len(label)) + n, [len(x) for x in label])
+        columns = np.concatenate(label) if label else np.empty(0, np.int64)
+        count, group = connected(n + len(label), rows, columns)
+        layered = np.zeros(count, bool)
+        layered[group[n:]] = True
+        return group[:n], layered
 
     def refusal(self, parameter: Parameter) -> str | None:
         """Why no channel of ``parameter`` can go, or None."""

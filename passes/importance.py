@@ -54,8 +54,24 @@ def rows(birth: Birth) -> Scores | None:
 
 
 def _numbers(birth: Birth) -> Scores | None:
-    packed = birth.node.op_type == "MatMulNBits" and birth.operand == 1
-    return contrib.dequantised(birth.node) if packed else constant(birth.value)
+    if birth.node.op_type == "MatMulNBits" and birth.operand == 1:
+        return contrib.dequantised(birth.node)
+    if birth.operand == 0 and birth.node.attributes.get_int("block_size", 0) > 0:
+        return _by_blocks(birth.node)
+    return constant(birth.value)
+
+
+def _by_blocks(node: ir.Node) -> Scores | None:
+    """A weight of which every block along one axis has a scale, as DequantizeLinear gives it."""
+    codes, scales = constant(node.inputs[0]), constant(node.inputs[1])
+    zeros = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if codes is None or scales is None:
+        return None
+    axis, size = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 1)
+    block, numbers = np.arange(codes.shape[axis]) // size, codes.astype(np.float64)
+    if zeros is not None:
+        numbers -= np.take(zeros.astype(np.float64), block, axis)
+    return np.asarray(numbers * np.take(scales.astype(np.float64), block, axis))
 
 
 def _scale(birth: Birth) -> Scores:

@@ -120,10 +120,10 @@ def candidates(
     Raises:
         UserError: The criterion cannot score a parameter.
     """
-    index = {id(p): i for i, p in enumerate(analysis.parameters)}
     asked: dict[int, list[Request]] = {}
     for request in requests:
-        asked.setdefault(analysis.group_of[index[id(request.parameter)]], []).append(request)
+        for group in analysis.groups_of(request.parameter):
+            asked.setdefault(group, []).append(request)
     members: dict[int, list[Parameter]] = {}
     for p, group in zip(analysis.parameters, analysis.group_of, strict=True):
         if p.produces and group in asked:
@@ -135,7 +135,7 @@ def candidates(
         first = named or [r.parameter for r in wanted]
         taken = {id(p) for p in first}  # by identity: comparing parameters is slow in large groups
         order = [*first, *[p for p in producers if id(p) not in taken]]
-        units = _units(analysis, order)
+        units = _units(analysis, order, group)
         if not len(units):
             continue
         ratio = wanted[0].ratio
@@ -153,10 +153,11 @@ def candidates(
     return found, notes
 
 
-def _units(analysis: Analysis, producers: Sequence[Parameter]) -> Ids:
-    """The components that can go, each where it comes first."""
+def _units(analysis: Analysis, producers: Sequence[Parameter], group: int) -> Ids:
+    """The components of a group that can go, each where it comes first."""
     joined = np.concatenate([analysis.labels(p.birth) for p in producers])
     free = joined[~analysis.stays[joined]]
+    free = free[analysis.belongs(free, group)]
     place = np.arange(len(free))
     first = np.empty(analysis.components.count, np.int64)  # no more of it is touched than free
     first[free[::-1]] = place[::-1]  # the last one written stands

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.passes.channels import Block, Channels, Layout, Operand, Unsupported
@@ -279,10 +280,25 @@ def quantize(t: Channels, node: ir.Node) -> None:
     """QuantizeLinear, DequantizeLinear: scale and zero point along ``axis`` are weights."""
     x = t.need(0)
     axis = node.attributes.get_int("axis", 1)
-    if node.attributes.get_int("block_size", 0):
-        raise Unsupported("blocked quantisation")
+    blocked = node.attributes.get_int("block_size", 0) > 0
     for index in (1, 2):
         p = t.operand(index)
-        if p is not None and len(p.shape) == 1 and p.shape[0] > 1:
+        if p is not None and blocked:
+            _tie_blocks(t, node, x, p)
+        elif p is not None and len(p.shape) == 1 and p.shape[0] > 1:
             t.same(t.ids(x, axis), t.ids(p, 0), f"meets {p.name}")
     t.set(0, x.layout)
+
+
+def _tie_blocks(t: Channels, node: ir.Node, x: Operand, p: Operand) -> None:
+    """Along one axis a scale or zero point is that of a whole block, which goes or stays."""
+    blocked = node.attributes.get_int("axis", 1) % len(x.shape)
+    for axis in range(len(x.shape)):
+        ids, own = t.ids(x, axis), t.ids(p, axis)
+        if axis != blocked:
+            t.same(ids, own, f"meets {p.name}")
+        elif ids is None or own is None:
+            found = ids if own is None else own
+            t.freeze([] if found is None else [Block((0,), found)], "one block shares a scale")
+        else:
+            t.tie(ids, own[np.arange(len(ids)) // node.attributes.get_int("block_size", 1)])

@@ -180,3 +180,32 @@ def test_heads_with_keys_of_their_own_stay() -> None:
     refused = api.plan(attention(2, 2, packed=False), HALF).refused
     reasons = {r.parameter: r.reason for r in refused}
     assert reasons["q"] == "every head has a key and a value of its own in a cache"
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("kind", [onnx.TensorProto.INT4, onnx.TensorProto.UINT8])
+def test_blocks_of_dequantize_linear_go_as_a_whole(kind: int, zeros: bool) -> None:
+    net = Net(32)
+
+    def layer(x: str, name: str, rows: int, columns: int) -> str:
+        dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(kind), (columns // 16, rows)
+        codes = net.random.integers(0, 8, (columns, rows)).astype(dtype)
+        scales = net.random.uniform(0.01, 0.1, shape).astype(np.float32)
+        inputs = [net.array(name, codes), net.array(f"{name}.scales", scales)]
+        if zeros:
+            middle = net.random.integers(0, 8, shape).astype(dtype)
+            inputs.append(net.array(f"{name}.zeros", middle))
+        weight = net.op("DequantizeLinear", inputs, [f"{name}.w"], axis=0, block_size=16)
+        return net.op("MatMul", [x, weight], [f"{name}.y"])
+
+    model = net.build(layer(net.op("Relu", [layer("x", "up", 64, 32)], ["h"]), "down", 32, 64))
+    done = api.prune(model, HALF)
+    columns = kept(done.plan, "up")
+    assert len(columns) == 32 and all(columns[i] % 16 == 0 for i in (0, 16))
+    before, after = (m.graph.initializers for m in (model, done.model))
+    for name, axis in (("up", 1), ("down", 0)):
+        whole, cut = (side[name].const_value.numpy() for side in (before, after))
+        assert np.array_equal(np.take(whole, columns, axis), cut)
+    blocks = [i // 16 for i in columns[::16]]
+    whole, cut = (side["down.scales"].const_value.numpy() for side in (before, after))
+    assert np.array_equal(whole[blocks], cut)

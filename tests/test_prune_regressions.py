@@ -173,6 +173,22 @@ def test_a_vector_of_several_layers_is_cut_for_each() -> None:
     assert [m.kept is not None for g in done.plan.groups for m in g.members].count(True) == 2
 
 
+def test_a_vector_along_several_groups_kills_none() -> None:
+    """What comes first in the concatenation must stay: the norm has channels of the other alone."""
+    case = Case(
+        "a = Conv(x, w1) b = Conv<pads=[1,1,1,1]>(a, w2)"
+        " c = Concat<axis=1>(z, b) n = BatchNormalization(c, w3, w4, w5, wpos6) y = Conv(n, w7)",
+        "float[8,3,1,1] w1, float[3,8,3,3] w2, float[4] w3, float[4] w4, float[4] w5,"
+        " float[4] wpos6, float[4,4,1,1] w7",
+        inputs="float[N,3,8,8] x, float[N,1,8,8] z",
+    )
+    for score in ("first", "mean"):
+        choice = Choice(pattern=".*", ratio=0.99, group_score=score, amount=Amount(round_to=1))
+        done = api.prune(build(case), choice)
+        assert done.model.graph.initializers["w2"].shape == [1, 1, 3, 3]
+        assert sorted(group.units for group in done.plan.groups) == [3, 8]
+
+
 @pytest.mark.parametrize("attention", ["heads", "dims"])
 @pytest.mark.parametrize("name", FUSED)
 def test_parts_of_one_product_lose_the_same(name: str, attention: Attention) -> None:
