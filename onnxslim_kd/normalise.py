@@ -146,8 +146,10 @@ def _values(
     graph: onnx.GraphProto,
 ) -> Iterator[tuple[str, onnx.ValueInfoProto | onnx.TensorProto]]:
     for inner in graphs_of(graph):
-        for value in (*inner.input, *inner.output, *inner.value_info, *inner.initializer):
-            yield value.name, value
+        for info in (*inner.input, *inner.output, *inner.value_info):
+            yield info.name, info
+        for tensor in inner.initializer:
+            yield tensor.name, tensor
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
