@@ -1,7 +1,7 @@
 """Random networks made of all rule families: the proof holds and nothing is forgotten."""
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from onnxslim_kd import Amount, Choice, Reading, api
@@ -38,6 +38,9 @@ BLOCKS = [
 
 INEXACT = {"group-norm", "softmax-parts"}
 """What counts the channels: a norm, or a softmax over what is left."""
+
+AVERAGES = {"attention", "fused-attention"}
+"""What comes out is nearly the same everywhere: a norm over it would blow up the rounding."""
 
 
 class Net:
@@ -305,11 +308,12 @@ def network(blocks: list[tuple[str, int]]) -> Case:
 def test_random_networks(
     blocks: list[tuple[str, int]], ratio: float, criterion: str, seed: int, attention: Attention
 ) -> None:
+    kinds = {kind for kind, _ in blocks}
+    assume("group-norm" not in kinds or not kinds & AVERAGES)
     model = build(network(blocks), seed)
     choice = Choice(pattern=".*", ratio=ratio, criterion=criterion, amount=Amount(round_to=1))
     result = api.prune(model, choice, reading=Reading(attention=attention))
     structure(result.model)
-    kinds = {kind for kind, _ in blocks}
     assert not result.plan.approximate or kinds & INEXACT
     refused = {refusal.parameter for refusal in result.plan.refused}
     touched = {m.parameter for group in result.plan.groups for m in group.members}
