@@ -44,8 +44,9 @@ def folded(tmp_path_factory):
     """A trained classifier whose BatchNormalization an exporter folded away."""
     model = fit(classifier(8), epochs=6)[0].model
     before = top1(model)
-    fold(model)
     path = tmp_path_factory.mktemp("folded") / "folded.onnx"
+    model_io.save(model, path.with_name("live.onnx"))
+    fold(model)
     model_io.save(model, path)
     assert "BatchNormalization" not in kinds(model) and top1(model) == before > 75
     return path
@@ -100,6 +101,26 @@ def test_calibration_lifts_a_pruned_model_without_training(folded, pruned):
     done = bn.calibrate(model, some(), folded, folded.with_name("plan.json"))
     assert done == {"reestimated": 0, "corrected": 2}
     assert "BatchNormalization" not in kinds(model) and top1(model) > before
+
+
+def test_the_original_may_have_live_batch_normalization(folded, pruned):
+    corrected = []
+    for name in ("folded.onnx", "live.onnx"):
+        model = model_io.load(pruned)
+        bn.calibrate(model, some(), folded.with_name(name), pruned.with_name("plan.json"))
+        corrected.append(Session(model).run(next(bn.arrays(model, some(1))))["logits"])
+    np.testing.assert_allclose(*corrected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_original_of_another_network_is_refused(pruned, tmp_path):
+    other = classifier(8)
+    fold(other)
+    for node in other.graph:
+        for output in node.outputs:
+            output.name = f"other_{output.name}"
+    model_io.save(other, tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=r"other.onnx has none of the values .*: b1, c2"):
+        bn.calibrate(model_io.load(pruned), some(1), tmp_path / "other.onnx")
 
 
 def test_a_pruned_model_recovers_better_with_it(folded, pruned):

@@ -1,6 +1,6 @@
 """BatchNormalization for training: keep it, put it back where it was folded, re-estimate it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def reinsert(
         The normalised values.
 
     Raises:
-        UserError: ``like`` has other channels and no plan says which were kept.
+        UserError: ``like`` has other channels and no plan says which were kept, or other values.
     """
     student = student_of(model, roles)
     bare = batchnorm.bare_convolutions(student)
@@ -82,7 +82,7 @@ def reinsert(
     wanted = dict(now)
     if like is not None:
         original = model_io.load(like)
-        common = [name for name in batchnorm.bare_convolutions(original) if name in now]
+        common = _common(original, now, like)
         measured = batchnorm.channel_statistics(original, common, arrays(original, batches))
         kept = _kept(student, Plan.load(plan)) if plan is not None else {}
         for name, (mean, deviation) in measured.items():
@@ -94,6 +94,17 @@ def reinsert(
                 )
             wanted[name] = mean[rows], deviation[rows]
     return batchnorm.reinsert(model, wanted, now)
+
+
+def _common(original: ir.Model, now: Collection[str], like: Path) -> list[str]:
+    """Return the normalised values that ``like`` has as well: where BN lives there, its outputs."""
+    there = {output.name for node in original.graph for output in node.outputs}
+    common = [name for name in now if name in there]
+    if not common:
+        raise UserError(
+            f"{like} has none of the values that are to be normalised: {', '.join(now)}"
+        )
+    return common
 
 
 def _kept(student: ir.Model, plan: Plan) -> dict[str, Array]:
