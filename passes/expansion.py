@@ -52,11 +52,16 @@ class Expansion:
             if self.given(index) is not None:
                 raise Unsupported(f"input {index} ({name_of(self.given(index))}) is given")
 
+    def wanted(self, index: int) -> bool:
+        """Tell whether an output is there and used."""
+        outputs = self.node.outputs[index : index + 1]
+        return any(value.uses() or value.is_graph_output() for value in outputs)
+
     def refuse_outputs(self, *indices: int) -> None:
         """Refuse a form of the operator where one of these outputs is used."""
-        for value in (self.node.outputs[i] for i in indices if i < len(self.node.outputs)):
-            if value.uses() or value.is_graph_output():
-                raise Unsupported(f"output {value.name} is used")
+        for index in indices:
+            if self.wanted(index):
+                raise Unsupported(f"output {self.node.outputs[index].name} is used")
 
     def refuse_attributes(self, **expected: int) -> None:
         """Refuse a form of the operator where an attribute is not what it is by default."""
@@ -108,6 +113,10 @@ class Expansion:
     def array(self, array: np.ndarray[Any, Any], name: str = "") -> ir.Value:
         """Add a constant."""
         return new_initializer(self.graph, name or f"{self.node.name}/constant", array)
+
+    def pick(self, x: ir.Value, index: int) -> ir.Value:
+        """Add x[index], which has one axis less."""
+        return self.op("Gather", x, self.array(np.array(index, np.int64)), axis=0)
 
     def reduce(self, op_type: str, x: ir.Value, axis: int, *, keep: bool) -> ir.Value:
         """Add a reduction; whether its axes are an attribute depends on the opset."""

@@ -137,6 +137,6 @@ EXPANSIONS: dict[str, Expand] = {
 """The standard form of what ONNX Runtime fuses.
 
 Not here: GroupQueryAttention and MatMulNBits, which have rules of their own (`ties_contrib`); the
-decoders' attention, whose caches fix the heads anyway; ``com.microsoft.nchwc``, whose weights lie
+attention of decoders that share buffers; ``com.microsoft.nchwc``, whose weights lie
 in blocks that only the processor knows.
 """

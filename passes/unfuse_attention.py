@@ -16,8 +16,7 @@ _FILTER = -10000.0
 
 def attention(e: Expansion) -> Outputs:
     """Attention: one packed layer makes queries, keys and values of the same input."""
-    e.refuse_inputs(4, 6)
-    e.refuse_outputs(1)
+    e.refuse_inputs(6)
     e.refuse_attributes(do_rotary=0, past_present_share_buffer=0)
     packed = e.op("MatMul", e.need(0), e.need(1))
     bias = e.given(2)
@@ -27,9 +26,15 @@ def attention(e: Expansion) -> Outputs:
     heads = e.node.attributes.get_int("num_heads", 1)
     parts = e.ops("Split", 3, packed, list(widths), axis=2)
     q, k, v = (_split(e, part, heads) for part in parts)
+    past = e.given(4)
+    if past is not None:
+        k, v = (_behind(e, e.pick(past, i), new) for i, new in enumerate((k, v)))
     scores = _scores(e, q, k, widths[0] // heads)
     scores = _masked(e, scores, k, mask=e.given(3), bias=e.given(5))
-    return [_mixed(e, scores, v)]
+    mixed = _mixed(e, scores, v)
+    if not e.wanted(1):
+        return [mixed]
+    return [mixed, e.op("Concat", *(e.op("Unsqueeze", x, [0]) for x in (k, v)), axis=0)]
 
 
 def multi_head_attention(e: Expansion) -> Outputs:

@@ -125,6 +125,17 @@ CASES = {
         "int32[B,S] i, int32[B,S] t, int32[B,S] k",
     ),
     "attention": fused("y = ms.Attention<num_heads=4>(x, w, wb)", PACKED),
+    "attention past": fused(
+        "y, z = ms.Attention<num_heads=4, unidirectional=1>(x, w, wb, m, p)",
+        PACKED,
+        "float[B,3,16] x, int32[B,8] m, float[2,B,4,5,4] p",
+        "float[B,3,16] y, float[2,B,4,8,4] z",
+    ),
+    "attention present": fused(
+        "y, z = ms.Attention<num_heads=4>(x, w, wb)",
+        PACKED,
+        outputs=SAME + ", float[2,B,4,S,4] z",
+    ),
     "attention mask": fused(
         "m = Greater(i, one) k = Cast<to=6>(m) y = ms.Attention<num_heads=4>(x, w, wb, k)",
         PACKED,
@@ -257,10 +268,10 @@ REFUSED = {
         )
     ),
     "do_rotary is 1": fused("y = ms.Attention<num_heads=4, do_rotary=1>(x, w, wb)", PACKED),
-    "input 4 (p) is given": fused(
-        "y, n = ms.Attention<num_heads=4>(x, w, wb, , p)",
+    "input 6 (n) is given": fused(
+        "y, z = ms.Attention<num_heads=4>(x, w, wb, , p, , n)",
         PACKED,
-        TOKENS + ", float[2,B,4,P,4] p",
+        TOKENS + ", float[2,B,4,P,4] p, int32 n",
     ),
     "a mask of 4 axes": fused(
         "y = ms.Attention<num_heads=4>(x, w, wb, m)", PACKED, TOKENS + ", int32[B,1,M,M] m"
