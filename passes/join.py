@@ -1,7 +1,7 @@
 """Put teachers beside a student in one graph: shared inputs, prefixed names, no losses yet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -111,16 +111,18 @@ def _join_one(
     _refuse_collisions(base, guest, prefix)
     agreed.apply(guest)
     agreed.apply(base)
-    feeds = {}
+    feeds: dict[str, ir.Value] = {}
     for value, (source, adapter) in pairs.items():
         if adapter is not None:
             source = adapt.apply(base, source, adapter, name_of(value))
-        feeds[own[value]] = name_of(source)
+        feeds[own[value]] = source
         value.replace_all_uses_with(source, replace_graph_outputs=True)
     outputs = tuple(name_of(v) for v in guest.graph.outputs)
     _move(guest, base, prefix)
-    joined.teachers[name] = branch
-    joined.records.append(Teacher(name=name, prefix=prefix, inputs=feeds, outputs=outputs))
+    # a loss on the teacher's input, as in an autoencoder, reads what feeds it
+    joined.teachers[name] = replace(branch, values={**branch.values, **feeds})
+    inputs = {own_name: name_of(source) for own_name, source in feeds.items()}
+    joined.records.append(Teacher(name=name, prefix=prefix, inputs=inputs, outputs=outputs))
 
 
 def _adapted(guest: ir.Model, adapters: Mapping[str, Adapter]) -> dict[ir.Value, Adapter]:

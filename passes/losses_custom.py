@@ -35,11 +35,13 @@ def custom(
     Raises:
         UserError: Not exactly one of both is given, it cannot be loaded, or its result is no
             scalar.
+        OperationError: The function fails.
     """
     if (file is None) == (function is None):
         raise UserError("loss custom takes file=loss.onnx or function=module:name")
     if function is not None:
-        loss = plugins.find(function)(scope, students, teachers, **options)
+        build = plugins.find(function)
+        loss = plugins.call(function, build, scope, students, teachers, **options)
     elif options:
         raise UserError(f"loss custom: a file takes no option {', '.join(options)}")
     else:

@@ -7,7 +7,7 @@ import pytest
 from losses_models import check, loss_model, value
 from onnx_torch import gradients
 
-from onnxslim_kd.errors import ModelError, NotFoundError, UserError
+from onnxslim_kd.errors import ModelError, NotFoundError, OperationError, UserError
 
 KINDS = {"custom"}
 SHAPES = {"s": ("N", 6), "t": ("N", 6)}
@@ -100,6 +100,7 @@ def test_two_terms_from_one_file(folder):
         (",function=test_losses_custom:gone", NotFoundError, "no 'gone' in there"),
         (",function=test_losses_custom:no_scalar", UserError, "not a scalar"),
         (",function=test_losses_custom:nothing", UserError, "returned NoneType, not a value"),
+        (",function=json:dumps", OperationError, "json:dumps failed: TypeError: dumps"),
     ],
 )
 def test_refusals(folder, options, error, message):

@@ -71,6 +71,17 @@ def test_one_student_input_may_feed_two_of_the_teachers():
     assert got["l2"] == 14**2
 
 
+@pytest.mark.parametrize("spelled", ["image", "teacher_image"])
+def test_a_loss_may_read_the_teachers_input(spelled):
+    """As an autoencoder's: what feeds that input, adapters included, is compared."""
+    student, teacher = net(), net(x="image", seed=1)
+    adapters = {"image": Adapter(mean=(0.5, 0.5, 0.5))}
+    merged = merge(student, teacher, [f"l2:x={spelled}"], adapters=adapters)
+    verify_merge(merged, student, teacher)
+    image = RNG.random((2, 3, 8, 8), np.float32)
+    assert run(merged, {"x": image})["loss"] == pytest.approx(0.25)
+
+
 def test_maps_to_nothing_are_refused():
     assert "the student has no input 'q'" in refusal(net(), net(), inputs_map={"x": "q"})
     assert "no teacher has an input of that name" in refusal(net(), net(), inputs_map={"q": "x"})

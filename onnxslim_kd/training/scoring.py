@@ -50,7 +50,7 @@ class Scorer:
             raise UserError(f"data {data!r} has no samples")
         chosen = metrics.make(metric, batches[0].entries)
         held = sum(len(batch) for batch in batches)
-        name = f"{metric} on {data} {preprocess} ({held} samples)"
+        name = " ".join(filter(None, (metric, "on", data, preprocess, f"({held} samples)")))
         return cls(model, batches, metric, name, chosen.lower_is_better)
 
     def __call__(self, session: Session) -> float:
