@@ -69,13 +69,12 @@ def macs(model: ir.Model, shape_of: Callable[[ir.Value], Shape | None]) -> dict[
     """Return the MACs of every node that has any, for the shapes that ``shape_of`` gives."""
     found = {}
     for node in model.graph:
-        table = {"": MACS, "ai.onnx": MACS, contrib.MICROSOFT: contrib.MACS}.get(node.domain, {})
-        count = table.get(node.op_type)
+        count = BY_DOMAIN.get(node.domain, {}).get(node.op_type)
         if count is None:
             continue
         ins = [shape_of(v) if v is not None else None for v in node.inputs]
         out = shape_of(node.outputs[0]) if node.outputs[0].name else ()
-        if out is not None and all(s is not None for s in ins[:2]):
+        if out is not None and None not in ins[:2]:
             found[node.name or ""] = count(node, [s or () for s in ins], out)
     return found
 
@@ -115,7 +114,9 @@ def _attention(node: ir.Node, x: list[Shape], out: Shape) -> int:
     return 2 * batch * x[0][-2] * x[1][-2] * width
 
 
-MACS: Mapping[str, Callable[[ir.Node, list[Shape], Shape], int]] = {
+Count = Callable[[ir.Node, list[Shape], Shape], int]
+
+MACS: Mapping[str, Count] = {
     "Conv": _conv,
     "ConvInteger": _conv,
     "QLinearConv": _conv,
@@ -128,4 +129,9 @@ MACS: Mapping[str, Callable[[ir.Node, list[Shape], Shape], int]] = {
     "GRU": _recurrent,
     "RNN": _recurrent,
     "Attention": _attention,
+}
+BY_DOMAIN: Mapping[str, Mapping[str, Count]] = {
+    "": MACS,
+    "ai.onnx": MACS,
+    contrib.MICROSOFT: contrib.MACS,
 }

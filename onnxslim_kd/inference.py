@@ -202,7 +202,7 @@ def _type_proto(value: ir.Value, known: dict[object, onnx.TypeProto]) -> onnx.Ty
     assert isinstance(kind, ir.TensorType)
     key: object = (kind.dtype, kind.denotation)
     if shape is not None:
-        key = (key, tuple(shape), tuple(map(shape.get_denotation, range(len(shape)))))
+        key = (key, shape.dims, tuple(map(shape.get_denotation, range(len(shape)))))
     if key not in known:
         known[key] = ir.serde.serialize_value(value).type
     return known[key]

@@ -78,7 +78,7 @@ class Shuffle(NamedTuple):
     """The nodes from the source to the last Reshape, without it."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Operand:
     """One input of a node, as a rule sees it."""
 

@@ -51,15 +51,14 @@ def removed_by(analysis: Analysis, plan: Plan) -> Ids:
     Raises:
         UserError: The plan names what the model does not have, or cuts what must stay.
     """
-    births: dict[tuple[object, ...], Birth] = {}
-    for b in analysis.births:  # a vector has a birth per layer; plans may outlive names of nodes
-        births[b.value.name, b.axis, b.size, b.node.name] = b
-        births.setdefault((b.value.name, b.axis, b.size), b)
+    births = {(b.value.name, b.axis, b.size, b.node.name): b for b in analysis.births}
+    # a vector has a birth per layer; plans may outlive names of nodes: then its first one counts
+    nameless = {key[:3]: birth for key, birth in reversed(births.items())}
     gone: list[Ids] = []
     outputs: list[tuple[Member, Birth, Ids]] = []
     for member in (m for group in plan.groups for m in group.members):
         key = (member.parameter, member.axis, member.before)
-        birth = births.get((*key, member.node)) or births.get(key)
+        birth = births.get((*key, member.node)) or nameless.get(key)
         if birth is None:
             raise UserError(
                 f"the plan was made for another model: here is no {member.parameter} with"
@@ -142,7 +141,7 @@ def _slice_weights(analysis: Analysis, gone: Ids) -> None:
 def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
     array = _numbers(value)
     for axis, keep in sorted(cuts.items()):  # whole rows first: they are copied at once
-        array = array[keep] if axis == 0 else np.take(array, keep, axis=axis)
+        array = array.take(keep, axis)
     tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
     value.const_value, value.shape = tensor, tensor.shape
 

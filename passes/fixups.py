@@ -29,8 +29,7 @@ def repair(cut: Cut) -> None:
             continue
         if node in cut.analysis.channels.shuffles and _shuffle(cut, node):
             continue
-        table = {"": FIXUPS, "ai.onnx": FIXUPS, MICROSOFT: CONTRIB}.get(node.domain, {})
-        fixup = table.get(node.op_type)
+        fixup = BY_DOMAIN.get(node.domain, {}).get(node.op_type)
         handled = fixup(cut, node) if fixup is not None else set()
         _keep_numbers(cut, node, handled)
     remove_dead(cut.analysis.model.graph, cut.orphans)
@@ -122,7 +121,9 @@ def _fills_grid(cut: Cut, node: ir.Node) -> bool:
     return True
 
 
-FIXUPS: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
+Fixup = Callable[[Cut, ir.Node], set[int]]
+
+FIXUPS: dict[str, Fixup] = {
     "Reshape": shapes.reshape,
     "Expand": shapes.expand,
     "ConstantOfShape": shapes.constant_of_shape,
@@ -142,8 +143,9 @@ FIXUPS: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
     "RotaryEmbedding": counts.rotary_embedding,
 }
 """Each repairs a node and returns the inputs that it answers for."""
-CONTRIB: dict[str, Callable[[Cut, ir.Node], set[int]]] = {
+CONTRIB: dict[str, Fixup] = {
     "GroupQueryAttention": counts.query_heads,
     "MatMulNBits": counts.rows_and_columns,
 }
 """The same for operators of ``com.microsoft``."""
+BY_DOMAIN = {"": FIXUPS, "ai.onnx": FIXUPS, MICROSOFT: CONTRIB}

@@ -251,8 +251,9 @@ def rank(
         notes.append(f"{choice.criterion} was measured on {choice.samples.name}")
     if choice.criterion == "taylor" and not (choice.samples and choice.samples.labelled):
         notes.append("the data has no labels: gradients are those of half the mean squared output")
-    comparable = choice.criterion in COMPARABLE
-    return [replace(c, comparable=comparable) for c in ranked], refused, notes
+    if choice.criterion in COMPARABLE:
+        ranked = [replace(c, comparable=True) for c in ranked]
+    return ranked, refused, notes
 
 
 def _by_dims(analysis: Analysis) -> list[str]:
