@@ -25,8 +25,8 @@ _SMALLEST = 1e-2
 """Magnitudes below count as this one: saturated probabilities have no relative precision."""
 _SIZES = (
     (2, 64),
+    (3, 32),
     (3, 96),
-    (2, 32),
     (1, 16),
     (1, 224),
     (1, 48),

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
 from onnxslim_kd.runtime import Array
 
@@ -22,7 +23,7 @@ from onnxslim_kd.runtime import Array
 def join_chains(model: ir.Model) -> int:
     """Write chains as one node; return how many nodes that saved."""
     joined = 0
-    for graph in model.graphs():
+    for graph in graphs(model):
         for node in list(graph):
             join = _JOIN.get(node.op_type) if not node.domain else None
             while join is not None and node.graph is graph and join(node):

@@ -152,6 +152,8 @@ def remove_notes(model: ir.Model) -> None:
     model.metadata_props.update(kept)
     common.RemoveUnusedOpsetsPass()(model)
     for graph in graphs(model):
+        for weight in graph.initializers.values():
+            weight.metadata_props.clear()
         for value in (value for node in graph for value in node.outputs):
             if not value.is_graph_output():
                 value.shape = value.type = None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
 from onnxslim_kd.runtime import Array
 
@@ -24,7 +25,7 @@ from onnxslim_kd.runtime import Array
 def fold(model: ir.Model) -> int:
     """Fold every BatchNormalization that can be folded exactly; return how many were."""
     folded = 0
-    for graph in model.graphs():
+    for graph in graphs(model):
         for node in list(graph):
             if node.op_type == "BatchNormalization" and not node.domain:
                 folded += _fold_node(node)
@@ -34,7 +35,7 @@ def fold(model: ir.Model) -> int:
 def fold_scales(model: ir.Model) -> int:
     """Fold every Mul and Add of one constant for each channel; return how many were."""
     folded = 0
-    for graph in model.graphs():
+    for graph in graphs(model):
         for node in list(graph):
             if node.op_type in ("Add", "Mul") and not node.domain:
                 folded += _fold_scale(node)

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
 from onnxslim_kd.runtime import Array
 
@@ -14,7 +15,7 @@ def merge_slices(model: ir.Model) -> int:
     ``Slice(x, axes A + B)``.
     """
     merged = 0
-    for graph in model.graphs():
+    for graph in graphs(model):
         for node in list(graph):
             first = (
                 node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] else None
@@ -112,7 +113,7 @@ def fuse_hard_swish(model: ir.Model) -> int:
     2. ``Div(Mul(x, Clip(Add(x, 3), 0, 6)), 6)``.
     """
     fused = 0
-    for graph in model.graphs():
+    for graph in graphs(model):
         for node in list(graph):
             chain = _by_hard_sigmoid(node) or _by_clip(node)
             if not chain or any(not _is_private(inner.outputs[0]) for inner in chain[1:]):
