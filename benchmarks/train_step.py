@@ -5,10 +5,11 @@
 Both do the same to the same batches in memory: the teacher without gradient, the student in
 training mode, the KL loss, backward, SGD with momentum. The native loop is what one writes: modules
 in their default layout, the teacher in eval mode under no_grad. Ours is the engine's own step on
-the merged ONNX graph with default settings, its checks for finite losses included. For the curve
-the speed options are off. Memory is the peak of a fresh process each, all of it, what it imports
-included. ``--busy`` is for a machine with other work: one thread, and the processor's time instead
-of the clock's.
+the merged ONNX graph with default settings, its checks for finite losses included. Each has a
+process of its own, so that neither heap is shaped by the other; they take turns. Memory is the peak
+of the same processes, all of it, what they import included. For the curve the speed options are
+off. ``--busy`` is for a machine with other work: one thread, and the processor's time instead of
+the clock's.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,7 @@ def ours(pair: Pair, folder: Path, options: dict[str, Any] | None = None) -> Ste
     from onnxslim_kd.training.data import Batch
     from onnxslim_kd.training.distributed import World
     from onnxslim_kd.training.engine import Run
+    from onnxslim_kd.training.heap import keep_freed_memory
 
     settings = config.parse(
         {
@@ -162,6 +163,7 @@ def ours(pair: Pair, folder: Path, options: dict[str, Any] | None = None) -> Ste
     plant = assemble(model_io.load(folder / "merged.onnx"), settings, world, lambda event: None)
     plant.lowered.train()
     run = Run(plant, settings, world, lambda event: None)
+    keep_freed_memory()
 
     def step(number: int) -> float:
         batch = Batch({"image": pair.images(number)}, list(range(BATCH)))
@@ -184,46 +186,62 @@ def curve(pair: Pair, folder: Path) -> dict[str, Any]:
     return {"native": losses[0], "ours": losses[1], "apart": apart}
 
 
-def times(pair: Pair, folder: Path, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+class Worker:
+    """A loop in a process of its own; a call lets it take one step."""
+
+    def __init__(self, kind: str, name: str, folder: Path) -> None:
+        threads = str(torch.get_num_threads())
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--child", kind, name, str(folder), threads],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.spent = 0.0
+        """Seconds of the processor so far."""
+        self.peak = 0
+        """Bytes."""
+
+    def __call__(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        self.spent, self.peak = json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def times_and_memory(name: str, folder: Path, seconds: float, *, busy: bool) -> dict[str, Any]:
     from common import compare
 
     from onnxslim_kd import timing
 
-    steps = {name: make(pair, folder) for name, make in STEPPERS.items()}
-    calls = {name: partial(step, 0) for name, step in steps.items()}
-    if clock is time.perf_counter:
-        timings = compare(calls, seconds=seconds)
+    workers = {kind: Worker(kind, name, folder) for kind in STEPPERS}
+    if busy:
+        clock = lambda: sum(worker.spent for worker in workers.values())  # noqa: E731
+        measured = timing.interleave(list(workers.values()), seconds=seconds, clock=clock)
+        timings = dict(zip(workers, measured, strict=True))
     else:
-        measured = timing.interleave(list(calls.values()), seconds=seconds, clock=clock)
-        timings = dict(zip(calls, measured, strict=True))
+        timings = compare(workers, seconds=seconds)
+    for worker in workers.values():
+        worker.close()
+    peaks = {kind: worker.peak for kind, worker in workers.items()}
     return {
-        "milliseconds": {n: float(t.latency.median) for n, t in timings.items()},
-        "ratio": timings["ours"].ratio_to(timings["native"]),
+        "time": {
+            "milliseconds": {n: float(t.latency.median) for n, t in timings.items()},
+            "ratio": timings["ours"].ratio_to(timings["native"]),
+        },
+        "memory": {"peaks": peaks, "ratio": peaks["ours"] / peaks["native"]},
     }
 
 
-def memory(name: str, folder: Path) -> dict[str, Any]:
-    peaks = {
-        kind: json.loads(
-            subprocess.run(
-                [sys.executable, __file__, "--child", kind, name, str(folder)],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for kind in STEPPERS
-    }
-    return {**peaks, "ratio": peaks["ours"]["peak"] / peaks["native"]["peak"]}
-
-
-def child(kind: str, name: str, folder: str) -> None:
-    """Do a few steps in this process; print its peak in bytes, and what it was before."""
-    before = _peak()
+def child(kind: str, name: str, folder: str, threads: str) -> None:
+    """Take a step for every line that comes in; answer with `Worker.spent` and its peak."""
+    torch.set_num_threads(int(threads))
     step = STEPPERS[kind](PAIRS[name], Path(folder))
-    for number in range(3):
-        step(number)
-    print(json.dumps({"before": before, "peak": _peak()}))
+    for _ in sys.stdin:
+        step(0)
+        print(json.dumps([time.process_time(), _peak()]), flush=True)
 
 
 def _peak() -> int:
@@ -234,7 +252,7 @@ def _peak() -> int:
 # ------------------------------------------------------------------------------- main
 
 
-def measure(name: str, seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
+def measure(name: str, seconds: float, *, busy: bool) -> dict[str, Any]:
     pair = PAIRS[name]
     with tempfile.TemporaryDirectory() as folder:
         prepare(pair, Path(folder))
@@ -243,10 +261,9 @@ def measure(name: str, seconds: float, clock: Callable[[], float]) -> dict[str, 
             "batch": BATCH,
             "side": pair.side,
             "threads": torch.get_num_threads(),
-            "clock": clock.__name__,
-            "time": times(pair, Path(folder), seconds, clock),
+            "clock": "process_time" if busy else "perf_counter",
+            **times_and_memory(name, Path(folder), seconds, busy=busy),
             "curve": curve(pair, Path(folder)),
-            "memory": memory(name, Path(folder)),
         }
     print(name, row["time"], f"apart {row['curve']['apart']:.2g}", row["memory"], flush=True)
     return row
@@ -275,7 +292,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="of timing, for each pair")
     parser.add_argument("--only", help="one pair; nothing is written")
     parser.add_argument("--busy", action="store_true", help="one thread, processor time")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
@@ -283,9 +300,8 @@ def main() -> None:
     from common import THREADS, write
 
     torch.set_num_threads(1 if arguments.busy else THREADS)
-    clock = time.process_time if arguments.busy else time.perf_counter
     names = [name for name in PAIRS if arguments.only in (None, name)]
-    rows = [measure(name, arguments.seconds, clock) for name in names]
+    rows = [measure(name, arguments.seconds, busy=arguments.busy) for name in names]
     if arguments.only is None:
         given = ["--busy"] if arguments.busy else []
         write("train_step", claims=claims(rows), rows=rows, arguments=given)

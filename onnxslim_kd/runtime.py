@@ -37,13 +37,14 @@ class Session:
         profile_prefix: Where to write a trace of every operator; None for no trace.
         spin: False stops the worker threads from spinning once a run is over, so that an idle
             session takes no core from another one.
+        arena: False keeps no memory between runs, and takes no more than a run needs.
 
     Raises:
         UserError: The provider is not available here.
         ModelError: The runtime refuses the model.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its options are its arguments
         self,
         source: str | os.PathLike[str] | ir.Model,
         *,
@@ -52,6 +53,7 @@ class Session:
         optimise: bool = True,
         profile_prefix: str | None = None,
         spin: bool = True,
+        arena: bool = True,
     ) -> None:
         ort = _onnxruntime()
         wanted = PROVIDERS.get(provider)
@@ -64,6 +66,7 @@ class Session:
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         )
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
         if not optimise:
             _open_fast(options)
         if not spin:

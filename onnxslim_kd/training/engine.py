@@ -26,6 +26,7 @@ from onnxslim_kd.training.assemble import assemble
 from onnxslim_kd.training.config import TrainConfig
 from onnxslim_kd.training.data import Batch
 from onnxslim_kd.training.distributed import World, join
+from onnxslim_kd.training.heap import keep_freed_memory
 from onnxslim_kd.training.interrupts import SIGNALS, interrupts
 from onnxslim_kd.training.objective import OWN
 from onnxslim_kd.training.plant import Plant
@@ -66,6 +67,7 @@ def train(model: ir.Model, config: TrainConfig, listen: Listener = lambda event:
     with join(config.device) as world, interrupts(_signals(world)) as interrupted:
         speak = listen if world.leads else lambda event: None
         run = Run(assemble(model, config, world, speak), config, world, speak)
+        keep_freed_memory()
         run.resume()
         run.rehearse()
         finished = run.fit(interrupted)

@@ -130,7 +130,8 @@ class Plant:
             self.sparsity.apply()
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        self.scaler.step(self.optimizer)
+        with optim.gradients_as_stored(self.optimizer):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.tensors(), number)

@@ -104,7 +104,8 @@ class Teacher:
         gc.collect()  # graphs are cycles: the copies made on the way hold the weights as well
         compiled = folder / "compiled.onnx"
         runtime.write_compiled(folder / "teacher.onnx", compiled)
-        return runtime.Session(compiled, threads=torch.get_num_threads(), spin=False)
+        threads = torch.get_num_threads()
+        return runtime.Session(compiled, threads=threads, spin=False, arena=False)
 
     def __call__(self, feeds: Feeds, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the teacher's values for ``feeds``, made of the samples ``indices``."""
