@@ -110,13 +110,22 @@ def apply(analysis: Analysis, removed: Ids) -> dict[ir.Value, Shape]:
 
 
 def _set_shapes(state: repairs.Cut) -> None:
-    """Write the new extents into the shapes of all values; symbols stay symbols."""
+    """Write the new extents into the shapes of all values; symbols stay symbols.
+
+    A symbol that changes stands for a dynamic dimension times a cut one: nothing is known then.
+    """
     for value, expected in state.shapes.items():
         if value.shape is None or value.is_initializer():
             continue
         before = state.analysis.shapes.shape[value]
         changed = zip(value.shape, before, expected, strict=True)
-        value.shape = ir.Shape([have if old == new else new for have, old, new in changed])
+        value.shape = ir.Shape([_extent(*each) for each in changed])
+
+
+def _extent(have: int | ir.SymbolicDim, old: int, new: int) -> int | ir.SymbolicDim:
+    if old == new:
+        return have
+    return new if isinstance(have, int) else ir.SymbolicDim(None)
 
 
 def _slice_weights(analysis: Analysis, gone: Ids) -> None:

@@ -224,6 +224,21 @@ def test_the_cut_is_proven_and_as_fine_as_can_be(name: str) -> None:
     assert (done.after.parameters < done.before.parameters) == (name not in WHOLE)
 
 
+def test_a_dynamic_dimension_times_heads_stays_dynamic() -> None:
+    """Qwen 3 of ONNX Runtime GenAI: the norm inside of the heads sees tokens times heads."""
+    case = Case(
+        "s = Constant<value_ints=[0,-1,2]>() t = Constant<value_ints=[0,-1,8]>()"
+        " h = MatMul(x, w1) g = Reshape(h, s) m = Mul(g, w2) j = Reshape(m, t) y = MatMul(j, w3)",
+        "float[6,8] w1, float[2] w2, float[8,4] w3",
+        inputs="float[N,T,6] x",
+        outputs="float[N,T,4] y",
+    )
+    done = api.prune(build(case), ALL)
+    shape = {v.name: v.shape for node in done.model.graph for v in node.outputs}
+    assert shape["h"][2] == shape["j"][2] == 4
+    assert not isinstance(shape["g"][1], int) and not isinstance(shape["m"][1], int)
+
+
 def test_outputs_keep_their_symbols() -> None:
     """YOLOS: after the cut inference knows a dimension that the interface leaves open."""
     done = api.prune(build(CASES["norm-inside-heads"]), ALL)
