@@ -19,9 +19,9 @@ def graphs(model: ir.Model) -> list[ir.Graph]:
         for node in graph:
             for attribute in node.attributes.data.values():  # its own views are slow
                 kind = attribute.type
-                if kind is ir.AttributeType.GRAPH:
+                if kind is _GRAPH:
                     found.append(attribute.value)
-                elif kind is ir.AttributeType.GRAPHS:
+                elif kind is _GRAPHS:
                     found.extend(attribute.value)
     return found
 
@@ -65,6 +65,7 @@ def bits_of(kind: int) -> int:
     return ir.DataType(kind).bitwidth if found is None else found
 
 
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 _STRING = int(ir.DataType.STRING)
 _BITS = {int(k): k.bitwidth for k in ir.DataType if k not in (ir.DataType.UNDEFINED, _STRING)}
 """To look up a member of an enumeration takes longer than all else about a tensor."""

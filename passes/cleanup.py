@@ -59,16 +59,18 @@ def _remove_identity(node: ir.Node, source: ir.Value) -> None:
 
 
 def fold(model: ir.Model) -> None:
-    """Fold shapes and constants, again while the one makes more of the other known."""
+    """Fold shapes and constants, again while a constant may make more shapes known."""
     for turn in range(_ROUNDS):
         known = fold_known(model) if _reads_shapes(model) else 0
         if known:
             remove_dead(model)
-        if not fold_constants(model) and not known:
-            break
-        remove_identities(model)
-        if turn == 0:
+        folded = fold_constants(model)
+        if known or folded:
+            remove_identities(model)
+        if turn == 0 and (known or folded):
             share_equals(model)  # what is the same need be folded once
+        if not folded:
+            break
 
 
 def _reads_shapes(model: ir.Model) -> bool:
