@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
 
 from onnxslim_kd.errors import UserError
@@ -174,9 +174,7 @@ def tell(sentence: str) -> None:
 def follow(what: str, steps: Iterable[tuple[int, int]]) -> None:
     """Show a progress bar on standard error while ``steps`` tell how many are done, of how many."""
     columns = (SpinnerColumn(), *Progress.get_default_columns()[:3], TimeRemainingColumn())
-    with Progress(
-        *columns, TextColumn("{task.completed}/{task.total}"), console=Console(stderr=True)
-    ) as bar:
+    with Progress(*columns, MofNCompleteColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         for done, total in steps:
             bar.update(task, completed=done, total=total)

@@ -150,7 +150,8 @@ def _check_given(name: str, shape: Sequence[object], asked: Sequence[int]) -> No
         isinstance(have, int) and have != want for have, want in zip(shape, asked, strict=False)
     )
     if wrong:
-        raise UserError(f"--input {name}: {list(asked)} does not fit the model's {list(shape)}")
+        have = ", ".join(map(str, shape))
+        raise UserError(f"--input {name}: {list(asked)} does not fit the model's [{have}]")
 
 
 def _choice(value: ir.Value, axis: int, variant: int) -> int:

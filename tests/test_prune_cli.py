@@ -104,7 +104,7 @@ BAD_CHOICES = [
     ),
     (("--pattern", "w", "--free-output", "z"), "the model's outputs are y"),
     (("--pattern", "w", "--input", "z=1x3x8x8"), "the model's inputs are x"),
-    (("--pattern", "w", "--input", "x=1x4x8x8"), "does not fit the model's"),
+    (("--pattern", "w", "--input", "x=1x4x8x8"), "does not fit the model's [N, 3, 8, 8]"),
     (("--pattern", "w", "--input", "x=1xC"), "expected a form such as image=1x3x224x224"),
     (("--pattern", "w", "--pass", "nowhere:f"), "nowhere"),
     (("--plan", "missing.json"), "missing.json: cannot be read"),
