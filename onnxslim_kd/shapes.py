@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _BATCH, _SPATIAL, _SEQUENCE = (2, 3), (64, 96), (16, 24)
+_LONGER = (64, 1024)
 
 
 def sample(
@@ -47,6 +48,9 @@ def sample(
 ) -> Shapes:
     """Find the shape of every value for one choice of the dynamic dimensions.
 
+    Where strides leave nothing of it (sound, of which a network sees every 320th sample), the
+    choice is a longer one.
+
     Args:
         model: A loaded model.
         given: Shapes of inputs, by name, instead of the choice made here.
@@ -57,7 +61,21 @@ def sample(
         UserError: ``given`` names no input or contradicts its static dimensions.
         ModelError: The graph contradicts itself under this sample.
     """
-    inputs = choose_inputs(model, given or {}, variant)
+    first = _sample(model, choose_inputs(model, given or {}, variant), base)
+    if not (is_dynamic(model) and _is_empty(first)):
+        return first
+    for longer in _LONGER:
+        inputs = choose_inputs(model, given or {}, variant, longer)
+        try:
+            found = _sample(model, inputs, first)
+        except ModelError:  # too long for it
+            break
+        if not _is_empty(found):
+            return found
+    return first
+
+
+def _sample(model: ir.Model, inputs: Mapping[str, Shape], base: Shapes | None) -> Shapes:
     found = Shapes(inputs)
     dynamic = is_dynamic(model)
     if dynamic:
@@ -69,6 +87,14 @@ def sample(
         if not _add_numbers(found, node):
             infer_node(found, node, known if dynamic else None, versions)
     return found
+
+
+def _is_empty(found: Shapes) -> bool:
+    """Tell whether a computed value has no element."""
+    return any(
+        0 in shape and value.producer() is not None and value not in found.number
+        for value, shape in found.shape.items()
+    )
 
 
 def follow(
@@ -115,9 +141,15 @@ def is_dynamic(model: ir.Model) -> bool:
 
 
 def choose_inputs(
-    model: ir.Model, given: Mapping[str, Sequence[int]], variant: int
+    model: ir.Model, given: Mapping[str, Sequence[int]], variant: int, longer: int = 1
 ) -> dict[str, Shape]:
     """Give every graph input a full shape: one number per symbol, so that inputs agree.
+
+    Args:
+        model: Whose inputs.
+        given: Shapes by name, instead of the choice made here.
+        variant: 0 or 1, two different choices.
+        longer: How many times as many pixels or steps as usual.
 
     Raises:
         UserError: ``given`` names no input or contradicts its static dimensions.
@@ -139,7 +171,7 @@ def choose_inputs(
                 symbol = str(dim.value) if dim.value is not None else f"{name}.{axis}"
                 if asked is not None:
                     symbols[symbol] = int(asked[axis])
-                number = symbols.setdefault(symbol, _choice(value, axis, variant))
+                number = symbols.setdefault(symbol, _choice(value, axis, variant, longer))
                 shape[axis] = number
         chosen[name] = tuple(int(d) for d in (asked if asked is not None else shape))  # type: ignore[arg-type]
     return chosen
@@ -154,12 +186,12 @@ def _check_given(name: str, shape: Sequence[object], asked: Sequence[int]) -> No
         raise UserError(f"--input {name}: {list(asked)} does not fit the model's [{have}]")
 
 
-def _choice(value: ir.Value, axis: int, variant: int) -> int:
+def _choice(value: ir.Value, axis: int, variant: int, longer: int) -> int:
     """A number for a dynamic dimension: batch first, then pixels or steps."""
     rank = len(value.shape) if value.shape is not None else 0
     if axis == 0 and rank != 1:
         return _BATCH[variant]
-    return (_SPATIAL if rank >= 4 else _SEQUENCE)[variant]
+    return (_SPATIAL if rank >= 4 else _SEQUENCE)[variant] * longer
 
 
 def _infer_all(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
