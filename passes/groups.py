@@ -126,13 +126,25 @@ class Analysis:
         return of_each
 
     def groups_of(self, parameter: Parameter) -> list[int]:
-        """The groups in which channels of ``parameter`` can go."""
+        """The groups in which channels of ``parameter``, some of which can go, can go."""
+        if (only := self._only_group.get(parameter.birth.start)) is not None:
+            return [only]
         group, layered = self._groups
         free = self.labels(parameter.birth)
         free = free[~self.stays[free]]
         made = layered[group[free]]
         alone = free[~made][:1]  # what no layer makes, such as padding, is one group
-        return list(dict.fromkeys(group[[*free[made], *alone]].tolist()))
+        found = group[np.concatenate([free[made], alone])]
+        runs = found[np.diff(found, prepend=-1) != 0]
+        return list(dict.fromkeys(runs.tolist()))
+
+    @cached_property
+    def _only_group(self) -> dict[int, int]:
+        """The group of every birth whose channels are all in the same one, by its first id."""
+        of_id = self._groups[0][self.components.label]
+        low, high = (self.over_births(f, of_id).tolist() for f in (np.minimum, np.maximum))
+        ends = zip(self.births, low, high, strict=True)
+        return {birth.start: a for birth, a, b in ends if a == b}
 
     def belongs(self, components: Ids, to: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether each of some components is in the group ``to``."""
