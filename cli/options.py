@@ -185,6 +185,11 @@ def print_json(data: Mapping[str, Any]) -> None:
     click.echo(json.dumps(data, indent=1, default=str))
 
 
+def print_line(event: Mapping[str, Any]) -> None:
+    """Print an event as one line of JSON."""
+    click.echo(json.dumps(event, default=str))
+
+
 def count(number: float) -> str:
     """Write a large number for people: 313.6M."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

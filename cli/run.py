@@ -41,10 +41,10 @@ def run(
     if dry_run:
         _print_pending(pipeline.pending(chosen, folder), as_json=as_json)
         return
-    listen = options.print_json if as_json else _tell
+    listen = options.print_line if as_json else _tell
     data = pipeline.run(chosen, folder, resume=resume, listen=listen)
     if as_json:
-        options.print_json({"event": "report", "metrics": [m.model_dump() for m in data.metrics]})
+        options.print_line({"event": "report", "metrics": [m.model_dump() for m in data.metrics]})
         return
     _print_table(data)
     click.echo(f"Report: {folder / pipeline.HTML}, {folder / pipeline.MARKDOWN}")

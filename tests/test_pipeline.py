@@ -366,11 +366,7 @@ def test_every_stage_is_refused_by_name_and_not_by_accident():
 
 def test_json_lines(tmp_path):
     done = called(written(tmp_path), "--dir", tmp_path / "run", "--json")
-    decoder, text, found = json.JSONDecoder(), done.output, []
-    while text.strip():
-        event, end = decoder.raw_decode(text.lstrip())
-        found.append(event)
-        text = text.lstrip()[end:]
+    found = [json.loads(line) for line in done.output.splitlines()]
     assert [e["name"] for e in found if "kept" in e] == ["net", "pruned", "shipped"]
     assert found[-1]["event"] == "report"
 
