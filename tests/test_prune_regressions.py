@@ -239,6 +239,21 @@ def test_a_dynamic_dimension_times_heads_stays_dynamic() -> None:
     assert not isinstance(shape["g"][1], int) and not isinstance(shape["m"][1], int)
 
 
+def test_sound_is_long_enough_for_its_strides() -> None:
+    """wav2vec 2: of a short sample no frame was left, and no shape behind it was known."""
+    case = Case(
+        "s = Constant<value_ints=[0,-1,2,4]>() t = Constant<value_ints=[0,-1,8]>()"
+        " a = Conv<strides=[9]>(x, w1) b = Conv<strides=[2]>(a, w2) c = Transpose<perm=[0,2,1]>(b)"
+        " d = Reshape(c, s) e = Relu(d) f = Reshape(e, t) y = MatMul(f, w3)",
+        "float[6,1,9] w1, float[8,6,3] w2, float[8,4] w3",
+        inputs="float[N,1,T] x",
+        outputs="float[N,F,4] y",
+    )
+    plan = api.plan(build(case), ALL)
+    assert {r.parameter: r.reason for r in plan.refused} == {"w3": "graph output y"}
+    assert [group.removed for group in plan.groups] == [3, 2]
+
+
 def test_outputs_keep_their_symbols() -> None:
     """YOLOS: after the cut inference knows a dimension that the interface leaves open."""
     done = api.prune(build(CASES["norm-inside-heads"]), ALL)
