@@ -118,10 +118,11 @@ def _typed(proto: onnx.ModelProto) -> ir.Model | None:
     if not _can_infer(proto):
         return None
     proto.ir_version = written_version(proto.ir_version)
-    _keep_inputs(proto.graph)
+    _correct_inputs(proto.graph)
     try:
         raise_message(proto)
-        _lift_constants(proto.graph)  # attributes that became inputs
+        for graph in graphs_of(proto.graph):
+            _lift_constants(graph)  # in bodies, and attributes that became inputs
         proto = inferred(proto)
     except ModelError:
         return None  # said again, better, once the graph was looked at
@@ -136,21 +137,20 @@ def _typed(proto: onnx.ModelProto) -> ir.Model | None:
 
 def _can_infer(proto: onnx.ModelProto) -> bool:
     """Tell whether there is nothing to normalise first that inference depends on."""
-    dims = [d.dim_value for i in proto.graph.input for d in i.type.tensor_type.shape.dim]
-    return (
-        not proto.functions
-        and all(d >= 0 for d in dims)
-        and not any(_is_elsewhere(tensor) for tensor in proto.graph.initializer)
-    )
+    return not proto.functions and not any(map(_is_elsewhere, proto.graph.initializer))
 
 
-def _keep_inputs(graph: onnx.GraphProto) -> None:
-    """Leave what is an input: old files list their weights there too."""
+def _correct_inputs(graph: onnx.GraphProto) -> None:
+    """Leave what is an input, for old files list their weights too, and free sizes of -1."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [info for info in graph.input if info.name not in weights]
     if len(inputs) < len(graph.input):
         del graph.input[:]
         graph.input.extend(inputs)
+    for info in graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("value")
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
