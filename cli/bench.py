@@ -107,6 +107,8 @@ def bench(
         click.echo(found.to_json())
     else:
         _print(found)
+        if inputs is None and len(models) > 1:
+            click.echo("Agreement is that on random inputs; give your own with --inputs.")
     for path, write in (
         (json_file, found.to_json),
         (markdown, lambda: render_markdown(from_bench(found))),
