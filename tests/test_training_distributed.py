@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from training_models import numbers, pair
+from training_models import classifier, numbers, pair
 
 from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import UserError
@@ -117,4 +117,52 @@ def test_processes_that_see_different_data_are_refused(tmp_path):
     options = ["pair.onnx", "-o", "out.onnx", *OPTIONS, "--data", "uneven:Uneven"]
     done = launch(tmp_path, *options, launcher=TORCHRUN)
     assert "Error: the processes see different data, of 1437, 1337 samples" in done.stderr
+    assert done.returncode != 0 and not (tmp_path / "out.onnx").exists()
+
+
+UNREADABLE = """
+import numpy as np
+from onnxslim_kd.training.datasets import open_source
+
+order = np.random.default_rng([3, 0]).permutation(1437)  # of seed 3, epoch 0
+BAD = {*order[16:32].tolist(), *order[70:90].tolist(), *order[96:128].tolist()}
+
+class Unreadable:
+    '''Bad: one part of step 0, some of step 2, all of step 3.'''
+
+    def __init__(self):
+        self.source = open_source("digits")
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index in BAD:
+            raise OSError("torn")
+        return self.source.sample(index, [0])
+"""
+
+
+def test_a_process_with_nothing_to_read_follows_the_others(tmp_path, monkeypatch):
+    (tmp_path / "unreadable.py").write_text(UNREADABLE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    model_io.save(classifier(), tmp_path / "net.onnx")
+    data = ["--data", "unreadable:Unreadable", "--batch-size", "32", "--max-bad", "100"]
+    options = ["net.onnx", *OPTIONS, *data, "--bn", "frozen"]
+    run(tmp_path, *options, "-o", "one.onnx")
+    run(tmp_path, *options, "-o", "two.onnx", launcher=TORCHRUN)
+    one, two = (numbers(model_io.load(tmp_path / name)) for name in ("one.onnx", "two.onnx"))
+    for name, value in one.items():
+        assert np.allclose(value, two[name], atol=1e-5), name
+    assert np.abs(one["conv1_weights"] - numbers(classifier())["conv1_weights"]).max() > 1e-2
+
+
+def test_synchronised_statistics_need_a_sample_of_every_process(tmp_path, monkeypatch):
+    (tmp_path / "unreadable.py").write_text(UNREADABLE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    model_io.save(classifier(), tmp_path / "net.onnx")
+    data = ["--data", "unreadable:Unreadable", "--batch-size", "32", "--max-bad", "100"]
+    options = ["net.onnx", "-o", "out.onnx", *OPTIONS, *data, "--set", "sync_bn=true"]
+    done = launch(tmp_path, *options, launcher=TORCHRUN)
+    assert "process 1 can read no sample of a batch, and sync_bn needs one" in done.stderr
     assert done.returncode != 0 and not (tmp_path / "out.onnx").exists()

@@ -1,18 +1,20 @@
 """Many processes as one: each takes its part of the batch, gradients are averaged.
 
+A process counts by the samples of its part that can be read, and takes part with none as well.
+
 Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process.
 With the same whole batch the weights equal those of one process, up to the order of additions
 (BatchNormalization in training mode counts its own part of the batch, unless sync_bn).
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -37,16 +39,39 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def average(self, tensors: Iterable[Tensor | None]) -> None:
-        """Replace each tensor by its mean over all processes, in place, in one message a type."""
-        held = [tensor for tensor in tensors if tensor is not None]
-        if self.size == 1 or not held:
-            return
-        for dtype in sorted({tensor.dtype for tensor in held}, key=str):
-            same = [tensor for tensor in held if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+    def average(self, parameters: Sequence[nn.Parameter], weight: float) -> bool:
+        """Replace the gradients by their means over all processes, in one message a type.
+
+        Args:
+            parameters: The same ones in every process. One without gradient here gets that of the
+                others, and stays without where no process has one.
+            weight: How much this process counts.
+
+        Returns:
+            Whether any process counts.
+        """
+        if self.size == 1:
+            return weight > 0
+        given = [weight, *(float(parameter.grad is not None) for parameter in parameters)]
+        sums = torch.tensor(given, device=self.device)
+        dist.all_reduce(sums)
+        total, *owners = sums.tolist()
+        if total == 0:
+            return False
+        held = [each for each, count in zip(parameters, owners, strict=True) if count]
+        for parameter in held:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._add_up([each.grad for each in held if each.grad is not None], weight / total)
+        return True
+
+    @staticmethod
+    def _add_up(tensors: Sequence[Tensor], share: float) -> None:
+        """Replace each tensor by the sum of all processes' ones times their shares, in place."""
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.reshape(-1) for tensor in same]) * share
             dist.all_reduce(flat)
-            flat /= self.size
             parts = torch.split(flat, [tensor.numel() for tensor in same])
             for tensor, part in zip(same, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))

@@ -111,7 +111,7 @@ class Run:
             self.plant.lowered.train()
             for batch in self.plant.loader.train(self.epoch, self.step):
                 rate = self._rate()
-                record = self._step(batch) if self._usable(batch) else {}
+                record = self._step(batch)
                 self.step += 1
                 seen += len(batch) * self.world.size
                 self._log(record, rate, seen / (time.perf_counter() - started))
@@ -122,19 +122,6 @@ class Run:
                     self._save()
             self._end_epoch(time.perf_counter() - started)
         return True
-
-    def _usable(self, batch: Batch) -> bool:
-        """Tell whether a sample of the batch can be read; the step is left out if there is none.
-
-        Raises:
-            OperationError: There is none, and other processes wait for this one's gradient.
-        """
-        if len(batch) == 0 and self.world.size > 1:
-            raise OperationError(
-                f"process {self.world.rank} can read no sample of a batch; mend the data (the"
-                f" first: {batch.bad[0][1]}) or make batch_size larger"
-            )
-        return len(batch) > 0
 
     def _shrink(self) -> None:
         """Make the cuts that are due before this epoch; momentum and averages are cut along."""
@@ -161,6 +148,7 @@ class Run:
         self.plans.append(plan)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on ``batch``; return the loss and its terms, nothing where no sample is left."""
         plant, number = self.plant, self._number()
         seeds = np.random.SeedSequence([self.config.seed, number, self.world.rank])
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # dropout, and nothing else
@@ -171,11 +159,13 @@ class Run:
             loss, terms = plant.loss(part, self.epoch)
             if not bool(loss.isfinite()):
                 raise OperationError(self._diagnosis(loss, part.feeds))
-            plant.scaler.scale(loss / self.config.accumulate).backward()
+            plant.scaler.scale(loss * part.share).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums.get(name, 0.0) + term / self.config.accumulate
-        self._report_unreached()
-        plant.update(number)
+                sums[name] = sums.get(name, 0.0) + term * part.share
+        parameters = list(plant.lowered.parameters_by_name.values())
+        if self.world.average(parameters, len(batch)):
+            self._report_unreached()
+            plant.update(number)
         return sums
 
     def _number(self) -> int:

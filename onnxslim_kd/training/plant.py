@@ -39,6 +39,8 @@ class Part:
     feeds: Mapping[str, Tensor]
     entries: Mapping[str, Tensor]
     mix: Mix | None = None
+    share: float = 1.0
+    """How much of the batch it is."""
 
 
 @dataclass
@@ -71,18 +73,35 @@ class Plant:
     # ------------------------------------------------------------------------- steps
 
     def parts(self, batch: Batch, number: int) -> Iterator[Part]:
-        """Give the batch of step ``number`` in ``accumulate`` pieces, ready to be computed."""
+        """Give the batch of step ``number`` in ``accumulate`` pieces, ready to be computed.
+
+        Unreadable samples are missing; where all are, there is no piece.
+
+        Raises:
+            OperationError: There is none, and BatchNormalization waits for this process's part.
+        """
+        if len(batch) == 0:
+            self._check_missing(batch)
+            return
         check_batch(batch, self.objective.classes)
         batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
         feeds = self._arranged(self.feeder(batch, number))
         entries = {name: tensor.to(self.world.device) for name, tensor in batch.entries.items()}
-        pieces = min(self.config.accumulate, len(batch))  # unreadable samples are missing
+        pieces = min(self.config.accumulate, len(batch))
         for rows in np.array_split(np.arange(len(batch)), pieces):
             piece = slice(int(rows[0]), int(rows[-1]) + 1)
             held = {name: tensor[piece] for name, tensor in feeds.items()}
             if self.teacher is not None:
                 held |= self._taught(held, batch.indices[piece])
-            yield Part(held, {name: tensor[piece] for name, tensor in entries.items()}, mix)
+            own = {name: tensor[piece] for name, tensor in entries.items()}
+            yield Part(held, own, mix, len(rows) / len(batch))
+
+    def _check_missing(self, batch: Batch) -> None:
+        if self.config.sync_bn and self.world.size > 1:
+            raise OperationError(
+                f"process {self.world.rank} can read no sample of a batch, and sync_bn needs one;"
+                f" mend the data (the first: {batch.bad[0][1]}) or make batch_size larger"
+            )
 
     def _taught(self, feeds: Values, indices: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return what the teacher gives, computed in the precision of the run."""
@@ -124,7 +143,6 @@ class Plant:
     def update(self, number: int) -> None:
         """Turn the gradients into step ``number``."""
         parameters = list(self.lowered.parameters_by_name.values())
-        self.world.average(parameter.grad for parameter in parameters)
         self.scaler.unscale_(self.optimizer)
         if self.sparsity is not None:
             self.sparsity.apply()
