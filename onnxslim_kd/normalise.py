@@ -139,6 +139,7 @@ def _carry_notes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
         for name, it in notes(new) if known else ():
             if name in known:
                 it.metadata_props.extend(known[name].metadata_props)
+            if name in known and known[name].doc_string:
                 it.doc_string = known[name].doc_string
 
 

@@ -133,6 +133,41 @@ def test_one_form() -> None:
     assert outputs_differ(ir.from_proto(model), loaded, [feeds]) is None
 
 
+OLD = """<ir_version: 7, opset_import: ["" : 12]>
+g (float[N,6] x, bool c) => (float[N,8] y) <float[6,8] w, float[8] scale, float[1,1] one> {
+  [product] a = MatMul(x, w)
+  s = LayerNormalization <axis = -1> (a, scale)
+  [choice] b = If(c) <
+    then_branch = t () => (float[N,8] u) { k = Constant <value = float {2}> () u = Mul(s, k) },
+    else_branch = e () => (float[N,8] v) { v = Identity(s) }>
+  i = Constant <value = int64[1] {0}> ()
+  z = Squeeze <axes = [0]> (one)
+  y = Mul(b, z)
+}"""
+
+
+def test_a_file_comes_into_the_same_form_as_its_message(tmp_path: Path) -> None:
+    """A file is raised and freed as a message, a message as a graph."""
+    model = onnx.parser.parse_model(OLD)
+    for name, shape in {"w": (6, 8), "scale": (8,), "one": (1, 1)}.items():
+        weight = onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+        model.graph.initializer.append(weight)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    noted = model.graph, model.graph.input[0], model.graph.node[0], model.graph.initializer[0]
+    for message in noted:
+        message.metadata_props.add(key="from", value="here")
+    note = model.graph.quantization_annotation.add(tensor_name="a")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="one")
+    file, given = load(written(tmp_path, model)), load(model)
+    assert ir.to_proto(file) == ir.to_proto(given)
+    assert file.graph.metadata_props == {"from": "here"}
+    assert file.graph.inputs[0].metadata_props == {"from": "here"}
+    assert file.graph.node(0).metadata_props == {"from": "here"}
+    assert len(ir.to_proto(file).graph.quantization_annotation) == 1
+    assert file.graph.inputs[0].shape == ir.Shape([None, 6])
+    assert {node.domain for node in file.graph.all_nodes()} == {""}
+
+
 def test_constants_of_a_file_become_weights_and_the_other_nodes_keep_their_order(
     tmp_path: Path,
 ) -> None:
