@@ -63,7 +63,7 @@ class _NotKnownError(Exception):
     """A rule's word for a dimension that it does not follow."""
 
 
-def _stated(value: ir.Value) -> Shape | None:
+def stated(value: ir.Value) -> Shape | None:
     """The shape that the model itself gives, where it is known to the last dimension."""
     if value.shape is None:
         return None
@@ -82,7 +82,7 @@ def infer_node(
     for value in node.outputs:
         if not value.name:
             continue
-        shape = _stated(value) if known is None else known.get(value.name)
+        shape = stated(value) if known is None else known.get(value.name)
         if shape is None:
             missing = True
         else:

@@ -11,6 +11,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.memory import collection_paused
+from onnxslim_kd.node_shapes import stated
 from onnxslim_kd.passes import fixups, repairs
 from onnxslim_kd.passes.channels import Birth, Ids
 from onnxslim_kd.passes.groups import Analysis, analyse
@@ -192,7 +193,7 @@ def _check_shapes(state: repairs.Cut) -> None:
             raise PassError(
                 f"after the cut {value.name} has shape {list(have)}, the plan says {list(expected)}"
             )
-        if value.shape is None and is_static:
+        if is_static and stated(value) is None and not value.is_graph_output():
             value.shape = ir.Shape(have)
 
 

@@ -311,3 +311,20 @@ def test_a_model_that_never_ran_is_told_so() -> None:
     )
     with pytest.raises(ModelError, match="ONNX Runtime refuses the model"):
         api.prune(build(case), ALL)
+
+
+def test_a_static_model_says_all_its_shapes_after_the_cut() -> None:
+    """ShuffleNet: ONNX does not follow the bounds of its Slices; an open output stays open."""
+    case = Case(
+        "h = Conv(x, w1) s = Shape(h) one = Constant<value_ints=[1]>()"
+        " two = Constant<value_ints=[2]>() zero = Constant<value_ints=[0]>()"
+        " c = Gather(s, one) half = Div(c, two) a = Slice(h, zero, half, one)"
+        " b = Slice(h, half, c, one) r = Relu(b) m = Concat<axis=1>(a, r) y = Conv(m, w2)",
+        "float[8,3,1,1] w1, float[4,8,1,1] w2",
+        inputs="float[1,3,4,4] x",
+        outputs="float[N,4,4,4] y",
+    )
+    done = api.prune(build(case), ALL)
+    shape = {v.name: v.shape for node in done.model.graph for v in node.outputs}
+    assert shape["a"] == shape["b"] == shape["r"] == [1, 2, 4, 4]
+    assert not isinstance(shape["y"][0], int)
