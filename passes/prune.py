@@ -211,12 +211,18 @@ def _allocate(
 
 
 def _searched(target: Target, found: Found) -> str:
-    text = f"strength {found.strength:g} removes {found.share:.1%} of the {target.quantity}"
+    what = {"macs": "MACs", "params": "parameters", "size": "bytes"}[target.quantity]
+    text = f"a common strength of {found.strength:g} removes {found.share:.1%} of the {what}"
     if found.reached:
         return text
+    if found.coarse:
+        return (
+            f"{text}, the nearest to the {target.share:.1%} asked for: channels go in whole blocks"
+            f" (--round-to 1 cuts finer)"
+        )
     return (
         f"{text}; {target.share:.1%} was asked for and cannot be reached: what was chosen holds"
-        f" too little of it, or comes in too coarse blocks (see what was left alone)"
+        f" too little of it (see what was left alone)"
     )
 
 

@@ -5,7 +5,7 @@ by bisection, starting at 0.5, and a share within 0.01 of the target is good eno
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -98,6 +98,8 @@ class Found:
     share: float
     """The share of the quantity that goes."""
     reached: bool
+    coarse: bool = False
+    """Whether a larger share than the target's can go: only blocks of channels are in the way."""
 
 
 Allocator = Callable[[float], list[Ids]]
@@ -273,7 +275,7 @@ def search(analysis: Analysis, allocate: Allocator, target: Target) -> Found:
         low, high = (strength, high) if share < target.share else (low, strength)
         strength = (low + high) / 2
     assert best is not None
-    return best
+    return replace(best, coarse=not best.reached and high < 1)
 
 
 def measure(analysis: Analysis, removed: Ids | None, quantity: Quantity) -> int:

@@ -39,6 +39,13 @@ def test_an_unreachable_share_ends_with_the_nearest() -> None:
     assert "90.0% was asked for and cannot be reached" in plan.notes[0]
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_blocks_that_miss_a_share_are_said(share: float) -> None:
+    choice = Choice(pattern="w1", target=Target("macs", share), amount=Amount(round_to=16))
+    (note,) = api.plan(build(DEEP), choice).notes
+    assert f"of the MACs, the nearest to the {share:.1%} asked for: channels go in whole" in note
+
+
 def test_rounding_keeps_whole_blocks_of_channels() -> None:
     choice = Choice(pattern=".*", ratio=0.4, amount=Amount(round_to=16))
     widths = {m.after for g in api.plan(build(DEEP), choice).groups for m in g.members if m.kept}
