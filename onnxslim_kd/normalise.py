@@ -78,16 +78,34 @@ def raise_message(proto: onnx.ModelProto, lowest: int = OPSET) -> None:
     own = next((entry for entry in proto.opset_import if not entry.domain), None)
     if own is None or own.version >= lowest:
         return
-    with _parked(proto, own.version):
+    if any(_changes(operator, own.version, lowest) for operator in _operators(proto.graph)):
+        _convert(proto, own.version, lowest)
+    own.version = lowest
+
+
+def _operators(graph: onnx.GraphProto) -> set[str]:
+    """ONNX's own operators in a graph and its bodies."""
+    return {node.op_type for g in graphs_of(graph) for node in g.node if not node.domain}
+
+
+def _changes(operator: str, version: int, newer: int) -> bool:
+    """Tell whether ``operator`` is defined anew between two opsets."""
+    if not onnx.defs.has(operator, version):
+        return False
+    old, new = (onnx.defs.get_schema(operator, v).since_version for v in (version, newer))
+    return bool(old != new)
+
+
+def _convert(proto: onnx.ModelProto, version: int, newer: int) -> None:
+    with _parked(proto, version):
         try:
-            raised = onnx.version_converter.convert_version(proto, lowest)
+            raised = onnx.version_converter.convert_version(proto, newer)
         except (RuntimeError, ValueError) as error:
-            what = f"opset {own.version} cannot be raised to {lowest}: {error}"
+            what = f"opset {version} cannot be raised to {newer}: {error}"
             raise ModelError(what) from error
     _leave(raised.graph)
     _carry_notes(proto.graph, raised.graph)
     proto.graph.CopyFrom(raised.graph)
-    own.version = lowest
 
 
 @contextmanager
@@ -97,14 +115,14 @@ def _parked(proto: onnx.ModelProto, version: int) -> Iterator[None]:
     ONNX Runtime writes its LayerNormalization and SimplifiedLayerNormalization into files of any
     opset; at 17 the first is ONNX's own.
     """
-    inside = [node for graph in graphs_of(proto.graph) for node in graph.node if not node.domain]
-    unknown = {name for name in {n.op_type for n in inside} if not onnx.defs.has(name, version)}
+    unknown = {name for name in _operators(proto.graph) if not onnx.defs.has(name, version)}
     if not unknown:
         yield
         return
-    for node in inside:
-        if node.op_type in unknown:
-            node.domain = _PARK
+    for graph in graphs_of(proto.graph):
+        for node in graph.node:
+            if node.op_type in unknown and not node.domain:
+                node.domain = _PARK
     proto.opset_import.add(domain=_PARK, version=1)
     try:
         yield

@@ -168,6 +168,19 @@ def test_a_file_comes_into_the_same_form_as_its_message(tmp_path: Path) -> None:
     assert {node.domain for node in file.graph.all_nodes()} == {""}
 
 
+def test_what_is_not_defined_anew_is_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+        raise RuntimeError("converted")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", refuse)
+    text = (
+        '<ir_version: 8, opset_import: ["" : {}]> g (float[N] x) => (float[N] y) {{ y = Relu(x) }}'
+    )
+    assert load(onnx.parser.parse_model(text.format(16))).graph.opset_imports[""] == 17
+    with pytest.raises(ModelError, match="opset 13 cannot be raised to 17: converted"):
+        load(onnx.parser.parse_model(text.format(13)))
+
+
 def test_constants_of_a_file_become_weights_and_the_other_nodes_keep_their_order(
     tmp_path: Path,
 ) -> None:
