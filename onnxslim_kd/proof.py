@@ -49,8 +49,9 @@ class Proof:
             for shapes in self.shapes
         )
         return (
-            f"{self.outputs} outputs and {self.inner_values} inner values equal the silenced"
-            f" original's to {self.error:.1e} (limit {self.tolerance:.0e}) for {runs}"
+            f"{self.outputs} output{'s' * (self.outputs != 1)} and {self.inner_values} inner"
+            f" value{'s' * (self.inner_values != 1)} equal the silenced original's"
+            f" to {self.error:.1e} (limit {self.tolerance:.0e}) for {runs}"
         )
 
 
