@@ -151,7 +151,7 @@ def _slice_weights(analysis: Analysis, gone: Ids) -> None:
 def _slice(value: ir.Value, cuts: Mapping[int, Ids]) -> None:
     array = _numbers(value)
     for axis, keep in sorted(cuts.items()):  # whole rows first: they are copied at once
-        array = array.take(keep, axis)
+        array = array[keep] if axis == 0 else np.take(array, keep, axis=axis)
     tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
     value.const_value, value.shape = tensor, tensor.shape
 
