@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd import contrib
 from onnxslim_kd.errors import OperationError, ProofError, UserError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.runtime import Array, Session, random_feeds
@@ -63,7 +64,7 @@ def sample_shapes(
 
 def _chosen(model: ir.Model, batch: int, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Shapes for the inputs; equal symbols get equal numbers, an input's first one is its batch."""
-    symbols: dict[str, int] = {}
+    symbols = contrib.fixed(model)
     for value in model.graph.inputs:
         shape = list(value.shape or ())
         dynamic = [axis for axis, dim in enumerate(shape) if not _is_static(dim)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd.access import constant
+from onnxslim_kd.access import constant, dims
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -25,6 +25,37 @@ def shapes(node: ir.Node, x: Sequence[Shape | None]) -> list[Shape]:
     return rule(node, x) if rule is not None and x[0] is not None else []
 
 
+def kind(node: ir.Node) -> ir.TypeProtocol | None:
+    """Return the type of a node's outputs: that of its input, or of the scales of a table."""
+    like = node.inputs[2 if node.op_type == "GatherBlockQuantized" else 0]
+    return None if like is None else like.type
+
+
+def fixed(model: ir.Model) -> dict[str, int]:
+    """Return the dynamic dimensions of inputs that an operator fixes, by symbol: of caches."""
+    found = {}
+    for node in model.graph:
+        if (node.domain, node.op_type) != (MICROSOFT, "GroupQueryAttention"):
+            continue
+        query = node.inputs[0]
+        width = dims(query)[-1] if query is not None and query.shape is not None else None
+        if width is None:
+            continue
+        heads = node.attributes.get_int("kv_num_heads", 1)
+        for cache in node.inputs[3:5]:
+            if cache is not None and cache.is_graph_input() and len(cache.shape or ()) == 4:
+                for axis, number in ((1, heads), (3, head_size(node, (width,)))):
+                    found[symbol(cache, axis)] = number
+    return found
+
+
+def symbol(value: ir.Value, axis: int) -> str:
+    """The name of a dynamic dimension, its own where it has none."""
+    dim = None if value.shape is None else value.shape[axis]
+    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    return name if name is not None else f"{value.name}.{axis}"
+
+
 def head_size(node: ir.Node, query: Shape) -> int:
     """The width of a head of GroupQueryAttention, whose queries may come with keys and values."""
     heads = node.attributes.get_int("num_heads", 1)
@@ -35,6 +66,12 @@ def head_size(node: ir.Node, query: Shape) -> int:
 def _nbits(node: ir.Node, x: Sequence[Shape | None]) -> list[Shape]:
     assert x[0] is not None
     return [(*x[0][:-1], node.attributes.get_int("N", 0))]
+
+
+def _picked(node: ir.Node, x: Sequence[Shape | None]) -> list[Shape]:
+    if x[0] is None or x[1] is None or x[2] is None or len(x[0]) != 2:
+        return []
+    return [(*x[1], x[2][-1] * node.attributes.get_int("block_size", 128))]
 
 
 def _grouped_query(node: ir.Node, x: Sequence[Shape | None]) -> list[Shape]:
@@ -93,6 +130,7 @@ def as_matrices(model: ir.Model) -> None:
 
 SHAPES: dict[str, Callable[[ir.Node, Sequence[Shape | None]], list[Shape]]] = {
     "MatMulNBits": _nbits,
+    "GatherBlockQuantized": _picked,
     "GroupQueryAttention": _grouped_query,
 }
 MACS: dict[str, Callable[[ir.Node, list[Shape], Shape], int]] = {

@@ -95,12 +95,12 @@ def infer_node(
 
 
 def _infer_contrib(found: Shapes, node: ir.Node) -> None:
-    """The same for an operator that ONNX does not know; its outputs are of its input's type."""
+    """The same for an operator that ONNX does not know."""
     known = contrib.shapes(node, [None if v is None else found.of(v) for v in node.inputs])
     for value, shape in zip(node.outputs, known, strict=False):
         if value.name:
             found.shape.setdefault(value, shape)
-            value.type = value.type or node.inputs[0].type  # type: ignore[union-attr]
+            value.type = value.type or contrib.kind(node)
 
 
 def _infer_by_rule(found: Shapes, node: ir.Node) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd import contrib
 from onnxslim_kd.access import extents_of
 from onnxslim_kd.errors import ModelError, UserError
 from onnxslim_kd.folding import FOLDS, LIMIT, Array, slice_index
@@ -158,7 +159,7 @@ def choose_inputs(
     for name in given:
         if name not in names:
             raise UserError(f"--input {name}: the model's inputs are {', '.join(names)}")
-    symbols: dict[str, int] = {}
+    symbols = contrib.fixed(model)
     chosen = {}
     for value in model.graph.inputs:
         name = name_of(value)

@@ -236,6 +236,7 @@ RULES: dict[str, Rule] = {
     "SpaceToDepth": space.space_to_depth,
 }
 CONTRIB: dict[str, Rule] = {
+    "GatherBlockQuantized": contrib.gather_block_quantized,
     "GroupQueryAttention": contrib.group_query_attention,
     "MatMulNBits": contrib.matmul_nbits,
 }

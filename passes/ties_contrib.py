@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxslim_kd import contrib
 from onnxslim_kd.passes.channels import Block, Channels, Ids, Operand, Unsupported
 
+_AXES = ("gather_axis", "quantize_axis")
 _CODES, _SCALES, _ZEROS, _ORDER, _BIAS = 1, 2, 3, 4, 5
 _KEYS, _VALUES, _MASK, _SINK, _SCORES = 1, 2, 10, 11, 3
 
@@ -36,6 +37,24 @@ def matmul_nbits(t: Channels, node: ir.Node) -> None:
     rank = len(x.shape)
     out = [] if rows is None else [Block((rank - 1,), rows)]
     t.set(0, [*(b for b in x.layout if rank - 1 not in b.axes), *out])
+
+
+def gather_block_quantized(t: Channels, node: ir.Node) -> None:
+    """GatherBlockQuantized: an embedding whose columns go in the blocks that share a scale."""
+    table, picked, scales = t.need(0), t.need(1), t.need(2)
+    axes = [node.attributes.get_int(name, i) for i, name in enumerate(_AXES)]
+    if len(table.shape) != 2 or axes != [0, 1] or t.operand(_ZEROS) is not None:
+        raise Unsupported("a table of another form, or with zero points")
+    t.freeze([b for b in (*table.layout, *scales.layout) if 0 in b.axes], "rows are picked")
+    t.freeze(picked.layout, "it picks rows")
+    codes, blocks = t.ids(table, 1), t.ids(scales, 1)
+    blocks = t.same(None if codes is None else codes.reshape(scales.shape[1], -1)[:, 0], blocks, "")
+    if codes is None or blocks is None:
+        return
+    t.tie(codes.reshape(len(blocks), -1), blocks[:, None])
+    t.produce(blocks)
+    width = t.out_shape()[-1] // len(blocks)
+    t.set(0, [Block((len(picked.shape),), np.repeat(blocks, width))])
 
 
 def _tie_zeros(t: Channels, node: ir.Node, rows: Ids | None, blocks: Ids | None) -> None:

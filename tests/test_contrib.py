@@ -209,3 +209,44 @@ def test_blocks_of_dequantize_linear_go_as_a_whole(kind: int, zeros: bool) -> No
     blocks = [i // 16 for i in columns[::16]]
     whole, cut = (side["down.scales"].const_value.numpy() for side in (before, after))
     assert np.array_equal(whole[blocks], cut)
+
+
+def tied() -> ir.Model:
+    """A table of 4 bits that makes embeddings and, turned around, scores."""
+    net = Net(64)
+    net.inputs = [onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [1, 3])]
+    scores = net.nbits("e", "table", 64, 64, Form())
+    target = net.array("rows", np.array([64, 32], np.int64))
+    flat = net.op("Reshape", ["table", target], ["flat"])
+    picked = [flat, "ids", "table.scales"]
+    net.op(
+        "GatherBlockQuantized",
+        picked,
+        ["p"],
+        bits=4,
+        block_size=16,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    net.op("Relu", ["p"], ["e"])
+    net.nodes = [*net.nodes[1:], net.nodes[0]]
+    return net.build(scores)
+
+
+def test_a_table_that_is_read_twice_loses_the_same_blocks() -> None:
+    done = api.prune(tied(), Choice(pattern="table", ratio=0.5, amount=Amount(round_to=1)))
+    assert done.model.graph.initializers["table"].shape == [64, 2, 8]
+    assert done.model.graph.initializers["table.scales"].shape == [64, 2]
+    shapes = {v.name: v.shape for node in done.model.graph for v in node.outputs}
+    assert shapes["p"] == [1, 3, 32] and shapes["table.y"] == [1, 3, 64]
+
+
+def test_caches_are_as_wide_as_the_heads() -> None:
+    """The exporter leaves the width of a head open, and only one number runs."""
+    model = attention(8, 2, packed=True)
+    for value in model.graph.inputs[1:3]:
+        value.shape = ir.Shape([1, 2, "past", "width"])
+    for value in model.graph.outputs[1:]:
+        value.shape = ir.Shape([1, 2, "total", "width"])
+    done = api.prune(model, HALF)
+    assert all(shape["past_key"][3] == 16 for shape in done.proof.shapes)
