@@ -22,7 +22,6 @@ from torch import Tensor
 from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.passes.fold import fold
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.opnode import torch_dtype
 from onnxslim_kd.training.tidy import tidied
@@ -91,7 +90,6 @@ class Teacher:
         if engine == "ort":
             self._session = self._opened(parts)
         else:
-            fold(parts.teacher)  # it is frozen, so that nothing is left to normalise
             self._module = lower(parts.teacher, trainable=()).to(device).eval()
             values = parts.teacher.graph.outputs  # autocast gives what it computed in
             self._types = {model_io.name_of(v): torch_dtype(v.dtype) for v in values if v.dtype}
