@@ -54,6 +54,7 @@ def inspect(models: tuple[Path, ...], **given: Any) -> None:
 
 def _parameters(analysis: "Analysis", given: dict[str, Any]) -> None:
     from onnxslim_kd import cost as costs
+    from onnxslim_kd.passes import heads
     from onnxslim_kd.passes.groups import match
 
     chosen = match(analysis, given["pattern"]) if given["pattern"] else analysis.parameters
@@ -81,6 +82,8 @@ def _parameters(analysis: "Analysis", given: dict[str, Any]) -> None:
     )
     click.echo("Inputs: " + ", ".join(f"{n} {list(s)}" for n, s in analysis.shapes.inputs.items()))
     click.echo("  ".join(f"{name}: {options.count(number)}" for name, number in total.items()))
+    for note in (*analysis.notes, *heads.notes(analysis.by_dims)):
+        click.echo(f"Note: {note}.")
     if not analysis.parameters:
         click.echo("No parameter is read by an operator that has a rule: nothing can be pruned.")
 

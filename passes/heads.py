@@ -45,6 +45,15 @@ def solve(
     return second, now, tuple(node for node in after if node not in before)
 
 
+def notes(layers: Sequence[ir.Node]) -> list[str]:
+    """Say which layers lose dimensions."""
+    if not layers:
+        return []
+    names = [node.name or "?" for node in layers]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"no whole head can go in {shown}: there dimensions of every head go"]
+
+
 def _stuck(t: Channels, found: Components) -> frozenset[ir.Node]:
     """The nodes that handle heads of which none can go, and those that hand them on."""
     if not t.heads:

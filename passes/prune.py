@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.memory import collection_paused
+from onnxslim_kd.passes import heads
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
@@ -252,7 +253,7 @@ def rank(
             refused.append(Refusal(parameter=request.parameter.name, reason=reason))
     score = score or criterion(choice.criterion, choice.samples)
     ranked, notes = candidates(analysis, free, score, choice.group_score)
-    notes = [*analysis.notes, *_by_dims(analysis), *notes]
+    notes = [*analysis.notes, *heads.notes(analysis.by_dims), *notes]
     if choice.samples is not None and choice.criterion in FROM_DATA:
         notes.append(f"{choice.criterion} was measured on {choice.samples.name}")
     if choice.criterion == "taylor" and not (choice.samples and choice.samples.labelled):
@@ -260,14 +261,6 @@ def rank(
     if choice.criterion in COMPARABLE:
         ranked = [replace(c, comparable=True) for c in ranked]
     return ranked, refused, notes
-
-
-def _by_dims(analysis: Analysis) -> list[str]:
-    names = [node.name or "?" for node in analysis.by_dims]
-    if not names:
-        return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"no whole head can go in {shown}: there dimensions of every head go"]
 
 
 @collection_paused()
