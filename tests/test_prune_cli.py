@@ -41,7 +41,7 @@ def test_prune_prints_what_it_did(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert re.search(r"^w1 +8 +4 +50%", result.stdout, re.MULTILINE)
     assert re.search(r"^w2 +graph output y", result.stdout, re.MULTILINE)
-    assert "Verified: 1 outputs" in result.stdout
+    assert "Verified: 1 output and" in result.stdout
     assert f"Wrote {out}" in result.stdout
     assert max(map(len, result.stdout.splitlines()[:12])) <= 80
     onnx.checker.check_model(out, full_check=True)
