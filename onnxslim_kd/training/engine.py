@@ -155,13 +155,13 @@ class Run:
         optim.set_rate(plant.optimizer, self._rate())
         plant.optimizer.zero_grad()
         sums: dict[str, Any] = {}
-        for part in plant.parts(batch, number):
-            loss, terms = plant.loss(part, self.epoch)
+        for piece in plant.pieces(batch, number):
+            loss, terms = plant.loss(piece, self.epoch)
             if not bool(loss.isfinite()):
-                raise OperationError(self._diagnosis(loss, part.feeds))
-            plant.scaler.scale(loss * part.share).backward()
+                raise OperationError(self._diagnosis(loss, piece.feeds))
+            plant.scaler.scale(loss * piece.share).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums.get(name, 0.0) + term * part.share
+                sums[name] = sums.get(name, 0.0) + term * piece.share
         parameters = list(plant.lowered.parameters_by_name.values())
         if self.world.average(parameters, len(batch)):
             self._report_unreached()

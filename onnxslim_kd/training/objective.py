@@ -26,8 +26,8 @@ PARTNER = "label of the partner"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One term of the loss."""
+class Term:
+    """A term of the loss, with the weight and epochs of this run."""
 
     name: str
     weight: float
@@ -65,8 +65,9 @@ class Objective:
             else tuple(model_io.name_of(value) for value in model.graph.outputs)
         )
         self.scores = scores_of(model, self.student[0])
-        self.parts = [*_graph_parts(roles, config), _own_part(roles, config.labels)]
-        counts = (self.parts[-1].weight and self.settings.loss == "ce") or (roles and roles.labels)
+        self.own = _own_term(roles, config.labels)
+        self.terms = [*_graph_terms(roles, config), self.own]
+        counts = (self.own.weight and self.settings.loss == "ce") or (roles and roles.labels)
         self.classes = classes_of(model, self.scores) if counts else None
         self._mixes = bool(self.settings.mixup or self.settings.cutmix)
         self._check(roles, config)
@@ -81,7 +82,7 @@ class Objective:
             if not self.active(epoch):
                 raise UserError(f"no loss term is active in epoch {epoch}; see terms and labels")
         shaping = self._mixes or self.settings.smoothing
-        if shaping and (self.parts[-1].weight == 0 or self.settings.loss != "ce"):
+        if shaping and (self.own.weight == 0 or self.settings.loss != "ce"):
             raise UserError(
                 "labels.smoothing, mixup and cutmix shape the trainer's own cross-entropy; set"
                 " labels.weight, for instance 1"
@@ -92,39 +93,39 @@ class Objective:
                 " loss on labels and set labels.weight"
             )
 
-    def active(self, epoch: int) -> list[Part]:
+    def active(self, epoch: int) -> list[Term]:
         """Return the terms that count in ``epoch``."""
-        return [part for part in self.parts if part.active(epoch)]
+        return [term for term in self.terms if term.active(epoch)]
 
     def outputs(self, epoch: int) -> tuple[str, ...]:
         """Return the values that the loss of ``epoch`` needs."""
         names: list[str] = []
-        for part in self.active(epoch):
-            if part.output is not None:
-                names.append(part.output)
+        for term in self.active(epoch):
+            if term.output is not None:
+                names.append(term.output)
             else:
                 names += [self.scores] if self.settings.loss == "ce" else self.student
         return tuple(dict.fromkeys(names))
 
     def all_outputs(self) -> tuple[str, ...]:
         """Return every value that may be asked for, now or later."""
-        graph = [part.output for part in self.parts if part.output is not None]
+        graph = [term.output for term in self.terms if term.output is not None]
         return tuple(dict.fromkeys([*self.student, self.scores, *graph]))
 
     def __call__(
         self, values: Values, entries: Values, epoch: int, mix: Mix | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum, and every term without its weight."""
-        terms: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         total: Any = 0.0
-        for part in self.active(epoch):
-            if part.output is None:
-                term = self._own(values, entries, mix)
+        for term in self.active(epoch):
+            if term.output is None:
+                value = self._own(values, entries, mix)
             else:
-                term = values[part.output].float().reshape(())
-            terms[part.name] = term.detach()
-            total = total + part.weight * term
-        return total, terms
+                value = values[term.output].float().reshape(())
+            found[term.name] = value.detach()
+            total = total + term.weight * value
+        return total, found
 
     def _own(self, values: Values, entries: Values, mix: Mix | None) -> Tensor:
         if self.settings.loss not in LOSSES:
@@ -240,28 +241,28 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
 
 
-def _graph_parts(roles: Roles | None, config: TrainConfig) -> list[Part]:
-    terms = {term.name: term for term in (roles.terms if roles else ())}
+def _graph_terms(roles: Roles | None, config: TrainConfig) -> list[Term]:
+    merged = {term.name: term for term in (roles.terms if roles else ())}
     for name in config.terms:
-        if name not in terms:
-            known = ", ".join(terms) or "none"
+        if name not in merged:
+            known = ", ".join(merged) or "none"
             raise NotFoundError(
-                f"terms.{name}: the model's loss terms are: {known}{near_misses(name, terms)}"
+                f"terms.{name}: the model's loss terms are: {known}{near_misses(name, merged)}"
             )
-    parts = []
-    for name, term in terms.items():
+    terms = []
+    for name, term in merged.items():
         change = config.terms.get(name)
         given = change.model_dump(exclude_unset=True) if change else {}
         now = term.model_copy(update=given)
-        parts.append(Part(name, now.weight, now.start_epoch, now.end_epoch, term.output))
-    return parts
+        terms.append(Term(name, now.weight, now.start_epoch, now.end_epoch, term.output))
+    return terms
 
 
-def _own_part(roles: Roles | None, labels: Labels) -> Part:
+def _own_term(roles: Roles | None, labels: Labels) -> Term:
     weight = labels.weight
     if weight is None:
         weight = 1.0 if roles is None else 0.0
-    return Part(OWN, weight, labels.start_epoch, labels.end_epoch)
+    return Term(OWN, weight, labels.start_epoch, labels.end_epoch)
 
 
 LOSSES = ("ce", "mse")

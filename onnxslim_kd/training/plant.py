@@ -33,7 +33,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """A piece of a batch that is computed at once."""
 
     feeds: Mapping[str, Tensor]
@@ -72,7 +72,7 @@ class Plant:
 
     # ------------------------------------------------------------------------- steps
 
-    def parts(self, batch: Batch, number: int) -> Iterator[Part]:
+    def pieces(self, batch: Batch, number: int) -> Iterator[Piece]:
         """Give the batch of step ``number`` in ``accumulate`` pieces, ready to be computed.
 
         Unreadable samples are missing; where all are, there is no piece.
@@ -87,14 +87,14 @@ class Plant:
         batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
         feeds = self._arranged(self.feeder(batch, number))
         entries = {name: tensor.to(self.world.device) for name, tensor in batch.entries.items()}
-        pieces = min(self.config.accumulate, len(batch))
-        for rows in np.array_split(np.arange(len(batch)), pieces):
-            piece = slice(int(rows[0]), int(rows[-1]) + 1)
-            held = {name: tensor[piece] for name, tensor in feeds.items()}
+        count = min(self.config.accumulate, len(batch))
+        for numbers in np.array_split(np.arange(len(batch)), count):
+            rows = slice(int(numbers[0]), int(numbers[-1]) + 1)
+            held = {name: tensor[rows] for name, tensor in feeds.items()}
             if self.teacher is not None:
-                held |= self._taught(held, batch.indices[piece])
-            own = {name: tensor[piece] for name, tensor in entries.items()}
-            yield Part(held, own, mix, len(rows) / len(batch))
+                held |= self._taught(held, batch.indices[rows])
+            own = {name: tensor[rows] for name, tensor in entries.items()}
+            yield Piece(held, own, mix, len(numbers) / len(batch))
 
     def _check_missing(self, batch: Batch) -> None:
         if self.config.sync_bn and self.world.size > 1:
@@ -120,11 +120,11 @@ class Plant:
             for name, tensor in feeds.items()
         }
 
-    def loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, piece: Piece, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a piece, and its terms."""
         with self._precision():
-            values = self._run(self._forward, part.feeds, self.objective.outputs(epoch))
-            return self.objective(values, part.entries, epoch, part.mix)
+            values = self._run(self._forward, piece.feeds, self.objective.outputs(epoch))
+            return self.objective(values, piece.entries, epoch, piece.mix)
 
     @staticmethod
     def _run(forward: Any, feeds: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Values:
@@ -187,7 +187,7 @@ class Plant:
             if self.teacher is not None:
                 feeds |= self._taught(feeds)
             entries = {name: t.to(self.world.device) for name, t in batch.entries.items()}
-            loss, _ = self.loss(Part(feeds, entries), epoch)
+            loss, _ = self.loss(Piece(feeds, entries), epoch)
             total, count = total + loss.item() * len(batch), count + len(batch)
         return total / max(count, 1)
 
