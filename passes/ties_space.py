@@ -7,11 +7,13 @@ from onnxslim_kd.passes.channels import Block, Channels, Ids
 
 
 def spatial(t: Channels, node: ir.Node) -> None:
-    """Poolings: batch and channel pass, spatial axes are computed over."""
-    x = t.need(0)
-    t.freeze([b for b in x.layout if max(b.axes) > 1], "a spatial axis is computed over")
+    """Poolings: batch and channel pass, and spatial axes along which the window is one wide."""
+    x, out = t.need(0), t.out_shape()
+    size = [1, 1, *(node.attributes.get_ints("kernel_shape") or x.shape[2:])]
+    passes = {a for a, n in enumerate(size) if n == 1 and x.shape[a] == out[a]}
+    t.freeze([b for b in x.layout if set(b.axes) - passes], "a spatial axis is computed over")
     for index in range(len(node.outputs)):
-        t.set(index, [b for b in x.layout if max(b.axes) <= 1])
+        t.set(index, [b for b in x.layout if passes.issuperset(b.axes)])
 
 
 def grid_sample(t: Channels, node: ir.Node) -> None:

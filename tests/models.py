@@ -604,6 +604,14 @@ MODELS: dict[str, Case] = {
         outputs="float[N,5,6] y",
         units={"w1": 4, "w2": 4, "w3": 4, "w4": 0},
     ),
+    "pool-beside-channels": Case(  # Funnel: tokens are pooled, channels are the last axis
+        "a = MatMul(x, w1) k = Constant<value_ints=[1]>() b = Unsqueeze(a, k)"
+        " c = AveragePool<kernel_shape=[2,1],strides=[2,1]>(b) d = Squeeze(c, k) y = MatMul(d, w2)",
+        "float[6,8] w1, float[8,4] w2",
+        inputs="float[N,6,6] x",
+        outputs="float[N,3,4] y",
+        units={"w1": 8, "w2": 0},
+    ),
     "attention-behind-groups": Case(  # SqueezeBERT: the groups tie all heads, so dims go
         "q = Conv<group=4>(x, w1) k = Conv<group=4>(x, w2) v = Conv<group=4>(x, w3)"
         " s = Constant<value_ints=[0,2,8,-1]>()"
