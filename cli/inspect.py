@@ -55,7 +55,7 @@ def inspect(models: tuple[Path, ...], **given: Any) -> None:
 def _parameters(analysis: "Analysis", given: dict[str, Any]) -> None:
     from onnxslim_kd import cost as costs
     from onnxslim_kd.passes import heads
-    from onnxslim_kd.passes.groups import match
+    from onnxslim_kd.passes.matching import match
 
     chosen = match(analysis, given["pattern"]) if given["pattern"] else analysis.parameters
     shown = [p for p in chosen if p.produces or given["everything"] or given["as_json"]]

@@ -61,7 +61,7 @@ def _measure(model: Path, given: dict[str, Any]) -> None:
     from onnxslim_kd import api
     from onnxslim_kd import sensitivity as measuring
     from onnxslim_kd.measures import Measure
-    from onnxslim_kd.passes.groups import match
+    from onnxslim_kd.passes.matching import match
 
     reading = api.Reading(inputs=options.shapes(given["inputs"]))
     analysis = api.inspect(model, reading)

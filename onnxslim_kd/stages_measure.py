@@ -106,7 +106,7 @@ class Sensitivity(Stage):
         """Measure point by point, into a file that can be gone on with."""
         from onnxslim_kd import api, sensitivity
         from onnxslim_kd.measures import Measure
-        from onnxslim_kd.passes.groups import match
+        from onnxslim_kd.passes.matching import match
 
         analysis = api.inspect(place.model(self.model), api.Reading(inputs=self.inputs))
         measure = Measure(self.data, self.preprocess, self.metric, self.samples, self.batch_size)

@@ -3,7 +3,8 @@
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from onnxslim_kd.passes.groups import Analysis, Parameter, find
+from onnxslim_kd.passes.groups import Analysis, Parameter
+from onnxslim_kd.passes.matching import find
 from onnxslim_kd.passes.ties import chain
 
 

@@ -21,8 +21,9 @@ from onnxslim_kd.passes import heads
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
-from onnxslim_kd.passes.groups import Analysis, find, match
+from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.importance import Criterion
+from onnxslim_kd.passes.matching import find, match
 from onnxslim_kd.passes.ratios import (
     Amount,
     Candidate,

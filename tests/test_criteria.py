@@ -7,7 +7,7 @@ import pytest
 from onnxslim_kd import Amount, Choice, api
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import criteria
-from onnxslim_kd.passes.groups import find
+from onnxslim_kd.passes.matching import find
 from tests.models import Case, build
 
 RESIDUAL = Case(

@@ -14,7 +14,7 @@ from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.measures import Measure
 from onnxslim_kd.passes import criteria
-from onnxslim_kd.passes.groups import find
+from onnxslim_kd.passes.matching import find
 from onnxslim_kd.passes.targets import Target
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.runtime import Session
