@@ -1,5 +1,7 @@
 """Options of training that need another package, a compiler, or a precision of their own."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -65,3 +67,16 @@ def test_tensorboard_that_is_missing_is_one_sentence(tmp_path, monkeypatch):
         journal(lambda event: None, tensorboard=tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize("own", [None, "7"])
+def test_threads_spin_briefly_unless_the_user_says_otherwise(own):
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    environment |= {"GOMP_SPINCOUNT": own} if own else {}
+    code = (
+        "import os, sys, onnxslim_kd.training;"
+        "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [own or "20000", "False"]
