@@ -43,6 +43,13 @@ def dims(value: ir.Value | None) -> tuple[int | None, ...]:
     return tuple(d if isinstance(d, int) else None for d in value.shape)
 
 
+def symbol(value: ir.Value, axis: int) -> str:
+    """Return the name of a dynamic dimension: equal names are one size. Its own if it has none."""
+    dim = None if value.shape is None else value.shape[axis]
+    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    return str(name or f"{value.name}.{axis}")
+
+
 def extents_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     """Return the shape of a tensor; of a message onnx-ir would make a Shape on every look."""
     if type(tensor) is ir.TensorProtoTensor:  # isinstance is slow on a class made from a Protocol

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd import contrib
+from onnxslim_kd.access import symbol
 from onnxslim_kd.errors import OperationError, ProofError, UserError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.runtime import Array, Session, random_feeds
@@ -70,8 +71,8 @@ def _chosen(model: ir.Model, batch: int, size: int) -> Iterator[tuple[str, tuple
         dynamic = [axis for axis, dim in enumerate(shape) if not _is_static(dim)]
         for axis in dynamic:
             is_batch = axis == dynamic[0] and len(shape) > 1 and (axis == 0 or len(shape) < 4)
-            symbol = getattr(shape[axis], "value", None) or f"{value.name}.{axis}"
-            shape[axis] = symbols.setdefault(str(symbol), batch if is_batch else size)
+            number = batch if is_batch else size
+            shape[axis] = symbols.setdefault(symbol(value, axis), number)
         yield name_of(value), tuple(dim for dim in shape if isinstance(dim, int))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd.access import constant, dims
+from onnxslim_kd.access import constant, dims, symbol
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -47,13 +47,6 @@ def fixed(model: ir.Model) -> dict[str, int]:
                 for axis, number in ((1, heads), (3, head_size(node, (width,)))):
                     found[symbol(cache, axis)] = number
     return found
-
-
-def symbol(value: ir.Value, axis: int) -> str:
-    """The name of a dynamic dimension, its own where it has none."""
-    dim = None if value.shape is None else value.shape[axis]
-    name = dim.value if isinstance(dim, ir.SymbolicDim) else None
-    return name if name is not None else f"{value.name}.{axis}"
 
 
 def head_size(node: ir.Node, query: Shape) -> int:

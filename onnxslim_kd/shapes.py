@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_kd import contrib
-from onnxslim_kd.access import extents_of
+from onnxslim_kd.access import extents_of, symbol
 from onnxslim_kd.errors import ModelError, UserError
 from onnxslim_kd.folding import FOLDS, LIMIT, Array, slice_index
 from onnxslim_kd.inference import outline, types
@@ -169,11 +169,10 @@ def choose_inputs(
             _check_given(name, shape, asked)
         for axis, dim in enumerate(shape):
             if not isinstance(dim, int):
-                symbol = str(dim.value) if dim.value is not None else f"{name}.{axis}"
+                key = symbol(value, axis)
                 if asked is not None:
-                    symbols[symbol] = int(asked[axis])
-                number = symbols.setdefault(symbol, _choice(value, axis, variant, longer))
-                shape[axis] = number
+                    symbols[key] = int(asked[axis])
+                shape[axis] = symbols.setdefault(key, _choice(value, axis, variant, longer))
         chosen[name] = tuple(int(d) for d in (asked if asked is not None else shape))  # type: ignore[arg-type]
     return chosen
 

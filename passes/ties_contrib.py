@@ -1,6 +1,6 @@
 """Rules for operators of ``com.microsoft`` that stay: they have kernels, but no standard form.
 
-Both are what ONNX Runtime GenAI and Olive write for language models.
+They are what ONNX Runtime GenAI and Olive write for language models.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def matmul_nbits(t: Channels, node: ir.Node) -> None:
     for axis, ids in enumerate((rows, blocks)):
         if ids is not None:
             t.same(ids, t.ids(scales, axis), "its scale must stay")
-    _tie_zeros(t, node, rows, blocks)
+    _tie_zeros(t, rows, blocks)
     _tie_columns(t, node, x, blocks)
     bias = t.operand(_BIAS)
     if bias is not None and rows is not None:
@@ -57,7 +57,7 @@ def gather_block_quantized(t: Channels, node: ir.Node) -> None:
     t.set(0, [Block((len(picked.shape),), np.repeat(blocks, width))])
 
 
-def _tie_zeros(t: Channels, node: ir.Node, rows: Ids | None, blocks: Ids | None) -> None:
+def _tie_zeros(t: Channels, rows: Ids | None, blocks: Ids | None) -> None:
     """Zero points: one for each block, or several in a byte, which then go together."""
     zeros = t.operand(_ZEROS)
     if zeros is None:
