@@ -1,3 +1,7 @@
+import errno
+import os
+import tempfile
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -62,6 +66,23 @@ def test_the_teacher_gives_the_same_wherever_it_runs(change):
     (a, _), (b, _) = fit(pair()), fit(pair(), **change)
     for name, value in numbers(a.model).items():
         assert np.allclose(value, numbers(b.model)[name], atol=1e-4), name
+
+
+def test_a_running_teacher_leaves_no_files_that_a_kill_would_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+    settings = configs.parse({"epochs": 1, "batch_size": 64, "cache_teacher": True})
+    engine.train(pair(), settings, lambda event: seen.extend(tmp_path.iterdir()))
+    assert seen == []
+
+
+def test_a_cache_that_the_disk_cannot_hold_is_one_sentence(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OperationError, match=r"cache_teacher: cannot keep \d+ bytes in .*No space"):
+        fit(pair(), cache_teacher=True)
 
 
 def test_weights_and_epochs_of_terms_change_without_merging_again():

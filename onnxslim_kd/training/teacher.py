@@ -5,13 +5,14 @@ trained graph, and what they gave comes in as inputs. Its BatchNormalizations ca
 """
 
 import gc
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from onnxslim_kd import model as model_io
 from onnxslim_kd import runtime
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import OperationError, UserError
 from onnxslim_kd.training.lowering import lower
 from onnxslim_kd.training.opnode import torch_dtype
 from onnxslim_kd.training.tidy import tidied
 
 Feeds = Mapping[str, Tensor]
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ class Teacher:
             self._types = {model_io.name_of(v): torch_dtype(v.dtype) for v in values if v.dtype}
 
     def _opened(self, parts: Split) -> runtime.Session:
-        """Open a session that maps its weights, and let the models map theirs as well."""
+        """Open a session that maps its weights, and let the models map theirs as well.
+
+        What is mapped stays readable without its name, so that even a process that is killed
+        leaves no files; where a mapped file cannot be deleted (Windows) they go with the teacher.
+        """
         folder = Path(tempfile.mkdtemp(prefix="onnxslim-kd-teacher-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for name, model in (("rest", parts.rest), ("teacher", parts.teacher)):
             model_io.save(model, folder / f"{name}.onnx", external_data=True)
             _park((parts.whole, model), folder / f"{name}.onnx")
@@ -105,7 +111,10 @@ class Teacher:
         compiled = folder / "compiled.onnx"
         runtime.write_compiled(folder / "teacher.onnx", compiled)
         threads = torch.get_num_threads()
-        return runtime.Session(compiled, threads=threads, spin=False, arena=False)
+        session = runtime.Session(compiled, threads=threads, spin=False, arena=False)
+        if os.name == "posix":
+            remove()
+        return session
 
     def __call__(self, feeds: Feeds, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return the teacher's values for ``feeds``, made of the samples ``indices``."""
@@ -155,10 +164,8 @@ class Cache:
     """
 
     def __init__(self, samples: int, limit: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxslim-kd-teacher-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._samples, self._limit = samples, limit
-        self._stores: dict[str, np.memmap[Any, Any]] = {}
+        self._stores: dict[str, Array] = {}
         self._held = np.zeros(samples, bool)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor] | None:
@@ -193,9 +200,27 @@ class Cache:
             raise UserError(
                 f"cache_teacher: a sample takes {each} bytes, more than cache_mib holds"
             )
-        for number, (name, tensor) in enumerate(values.items()):
+        for name, tensor in values.items():
             shape = (rows, *tensor.shape[1:])
             dtype = tensor.cpu().numpy().dtype
-            path = self._folder / str(number)
-            self._stores[name] = np.memmap(path, dtype, "w+", shape=shape)
+            with tempfile.TemporaryFile() as file:  # what is mapped needs no name
+                self._stores[name] = _reserved(np.memmap(file, dtype, "w+", shape=shape), file)
         self._held = np.zeros(self._samples, bool)
+
+
+def _reserved(store: Array, file: IO[bytes]) -> Array:
+    """Take the space on disk now: a mapping that meets a full disk later kills the process.
+
+    Raises:
+        OperationError: There is not enough.
+    """
+    reserve = getattr(os, "posix_fallocate", None)  # not on Windows and macOS
+    if reserve is not None:
+        try:
+            reserve(file.fileno(), 0, store.nbytes)
+        except OSError as error:
+            raise OperationError(
+                f"cache_teacher: cannot keep {store.nbytes} bytes in {tempfile.gettempdir()}:"
+                f" {error.strerror}; free some or lower cache_mib"
+            ) from error
+    return store
