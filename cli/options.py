@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -14,6 +15,8 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemai
 from rich.table import Table
 
 from onnxslim_kd.errors import UserError
+
+Value = TypeVar("Value")
 
 # Options that mean the same in every command that has them.
 untrusted = click.option(
@@ -99,38 +102,38 @@ def shapes(values: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Parse ``name=1x3x224x224`` options.
 
     Raises:
-        UserError: One is not of this form.
+        UserError: One is not of this form, or an input is named twice.
     """
-    found = {}
+    found = []
     for text in values:
         name, equals, numbers = text.rpartition("=")
         parts = numbers.split("x")
         if not equals or not all(p.isdecimal() and int(p) > 0 for p in parts):
             raise UserError(f"--input {text!r}: expected a form such as image=1x3x224x224")
-        found[name] = tuple(int(p) for p in parts)
-    return found
+        found.append((name, tuple(int(p) for p in parts)))
+    return _by_name("--input", found)
 
 
 def ratios(text: str) -> dict[str, float]:
     """Parse ``name=0.2,name2=0.4``.
 
     Raises:
-        UserError: An entry is not of this form.
+        UserError: An entry is not of this form, or a parameter is named twice.
     """
-    found = {}
+    found = []
     for entry in text.split(","):
         name, equals, number = entry.rpartition("=")
         if not equals or not name:
             raise UserError(f"--ratios {entry!r}: expected a form such as conv1_weights=0.3")
-        found[name.strip()] = _number("--ratios", number)
-    return found
+        found.append((name.strip(), _number("--ratios", number)))
+    return _by_name("--ratios", found)
 
 
 def paired_ratios(names: str, numbers: str) -> dict[str, float]:
     """Pair the tutorials' two comma lists.
 
     Raises:
-        UserError: The lists differ in length, or an entry is no number.
+        UserError: The lists differ in length, an entry is no number, or a name comes twice.
     """
     keys, values = names.split(","), numbers.split(",")
     if len(keys) != len(values):
@@ -139,7 +142,17 @@ def paired_ratios(names: str, numbers: str) -> dict[str, float]:
             f" give one ratio for every name"
         )
     pairs = zip(keys, values, strict=True)
-    return {key.strip(): _number("--pruned-ratios", value) for key, value in pairs}
+    return _by_name(
+        "--pruned-params", [(key.strip(), _number("--pruned-ratios", v)) for key, v in pairs]
+    )
+
+
+def _by_name(option: str, entries: Sequence[tuple[str, Value]]) -> dict[str, Value]:
+    found = dict(entries)
+    if len(found) < len(entries):
+        twice = next(name for name, n in Counter(name for name, _ in entries).items() if n > 1)
+        raise UserError(f"{option}: {twice} is named twice; name it once")
+    return found
 
 
 def _number(option: str, text: str) -> float:

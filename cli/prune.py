@@ -9,20 +9,13 @@ import click
 
 from onnxslim_kd.cli import options
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.prune_config import PruneConfig
+from onnxslim_kd.prune_config import SPELLED, PruneConfig
 
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.plans import Plan
 
 FILE = click.Path(path_type=Path)
-SPELLED = {
-    "free_outputs": "free-output",
-    "inputs": "input",
-    "passes": "pass",
-    "passes_after": "pass-after",
-}
-"""The options whose fields have other names."""
 
 
 @click.command()
@@ -50,12 +43,13 @@ def prune(
     if output is None and not dry_run:
         raise click.UsageError("give -o FILE for the result, or --dry-run")
     from onnxslim_kd import api, prune_config
-    from onnxslim_kd.model import check_writable, save
+    from onnxslim_kd.model import save
 
-    if save_plan is not None:
-        check_writable(save_plan, overwrite=force)
-    if output is not None:
-        api.check_output(model, output, overwrite=force)
+    for path in (save_plan, output):
+        if path is not None:
+            api.check_output(model, path, overwrite=force)
+    if save_plan is not None and output is not None and save_plan.resolve() == output.resolve():
+        raise UserError(f"{output}: is named both for the model and for the plan")
     options.check_untrusted(untrusted, model)
     config = _config(given)
     result, latency = (None, None) if dry_run else prune_config.prune(model, config)

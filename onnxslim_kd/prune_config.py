@@ -3,6 +3,7 @@
 A setting is called like its option, with underscores; lists have the plural.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:  # the options must be known before anything heavy is imported
     from onnxslim_kd.plans import Plan
     from onnxslim_kd.samples import Samples
     from onnxslim_kd.statistics import Ratio
+
+
+SPELLED = {
+    "free_outputs": "free-output",
+    "inputs": "input",
+    "passes": "pass",
+    "passes_after": "pass-after",
+}
+"""The options whose settings have other names."""
 
 
 class PruneConfig(BaseModel):
@@ -148,9 +158,8 @@ class PruneConfig(BaseModel):
         from onnxslim_kd.passes.targets import Device
         from onnxslim_kd.plans import Plan
 
+        self._refuse_what_would_not_count()
         if self.plan is not None:
-            if self.pattern or self.ratios:
-                raise UserError("--plan decides everything: leave out --pattern and --ratios")
             return Plan.load(self.plan)
         return Choice(
             pattern=self.pattern,
@@ -168,6 +177,14 @@ class PruneConfig(BaseModel):
             samples=samples,
             steps=self.steps,
         )
+
+    def _refuse_what_would_not_count(self) -> None:
+        given = [n for n, f in type(self).model_fields.items() if getattr(self, n) != f.default]
+        if self.plan is not None and (idle := [name for name in given if name in SETTLED]):
+            raise UserError(f"--plan decides everything: leave out {_options(idle)}")
+        instead = [name for name in given if name in INSTEAD_OF_RATIO]
+        if "ratio" in given and instead:
+            raise UserError(f"give either --ratio or {_options(instead)}")
 
     @property
     def target(self) -> "Target | LatencyTarget | None":
@@ -199,6 +216,10 @@ class PruneConfig(BaseModel):
                 f" {self.criterion}; give the same"
             )
         return found.curves(moved=self.max_loss is None)
+
+
+def _options(names: Sequence[str]) -> str:
+    return " and ".join(f"--{SPELLED.get(n, n).replace('_', '-')}" for n in names)
 
 
 def plan(model: "ModelLike", config: PruneConfig) -> "Plan":
@@ -237,3 +258,29 @@ def prune(model: "ModelLike", config: PruneConfig) -> "tuple[Pruned, Ratio | Non
         force=config.force_slower,
     )
     return done, ratio
+
+
+INSTEAD_OF_RATIO = [
+    "ratios",
+    "target_macs",
+    "target_params",
+    "target_size",
+    "target_latency",
+    "max_loss",
+]
+SETTLED = [
+    "pattern",
+    "ratio",
+    "ignore",
+    "allocation",
+    "sensitivity",
+    "round_to",
+    "steps",
+    "criterion",
+    "group_score",
+    "selector",
+    "attention",
+    "free_outputs",
+    *INSTEAD_OF_RATIO,
+]
+"""What a plan has decided."""

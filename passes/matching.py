@@ -1,6 +1,7 @@
 """Which parameters a pattern or a name means."""
 
 import re
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -24,8 +25,7 @@ def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[P
     chosen = [
         p
         for p in analysis.parameters
-        if any(wanted.match(alias) for alias in p.aliases)
-        and not (unwanted and any(unwanted.match(alias) for alias in p.aliases))
+        if _is_meant(p, wanted) and not (unwanted and _is_meant(p, unwanted))
     ]
     if not chosen:
         raise NotFoundError(
@@ -33,6 +33,25 @@ def match(analysis: Analysis, pattern: str, ignore: str | None = None) -> list[P
             f"{' that is not ignored' if ignore else ''}{misses(analysis, pattern)}"
         )
     return chosen
+
+
+def keeping(analysis: Analysis, ignore: str) -> Analysis:
+    """Pin the channels of the layers that ``ignore`` means, whoever shares them.
+
+    Raises:
+        UserError: The regular expression is malformed.
+    """
+    unwanted = compiled(ignore)
+    pinned = dict(analysis.components.pinned)
+    for p in analysis.parameters:
+        if p.produces and _is_meant(p, unwanted):
+            reason = f"--ignore keeps the channels of {p.name}"
+            pinned = dict.fromkeys(analysis.labels(p.birth).tolist(), reason) | pinned
+    return replace(analysis, components=replace(analysis.components, pinned=pinned))
+
+
+def _is_meant(parameter: Parameter, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.match(alias) for alias in parameter.aliases)
 
 
 def _why_empty(model: ir.Model) -> str:

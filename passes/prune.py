@@ -23,7 +23,7 @@ from onnxslim_kd.passes.criteria import COMPARABLE, FROM_DATA, criterion
 from onnxslim_kd.passes.cut import apply, cut, mark, record, removed_by
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.importance import Criterion
-from onnxslim_kd.passes.matching import find, match
+from onnxslim_kd.passes.matching import find, keeping, match
 from onnxslim_kd.passes.ratios import (
     Amount,
     Candidate,
@@ -245,6 +245,8 @@ def rank(
         score: Instead of the criterion that the choice names.
     """
     requests = choice.requests(analysis)
+    if choice.ignore is not None:
+        analysis = keeping(analysis, choice.ignore)
     refused, free = [], []
     for request in requests:
         reason = analysis.refusal(request.parameter)

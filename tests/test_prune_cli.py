@@ -76,6 +76,16 @@ def test_the_tutorials_lists(model: Path, tmp_path: Path) -> None:
     assert weights["w1"] == [6, 3, 3, 3]
 
 
+@pytest.mark.parametrize("wanted", [("--pattern", "w"), ("--ratios", "w1=0.5,w3=0.5")])
+def test_what_is_ignored_stays_whoever_shares_it(model: Path, wanted: tuple[str, str]) -> None:
+    result = run("prune", model, *wanted, "--ignore", "w3", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)["plan"]
+    reasons = {refusal["parameter"]: refusal["reason"] for refusal in plan["refused"]}
+    assert reasons["w1"] == "--ignore keeps the channels of w3"
+    assert not any(group["removed"] for group in plan["groups"])
+
+
 def test_every_channel_pinned_is_said(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(proto(MODELS["unknown-operator"]), path)
@@ -96,6 +106,12 @@ BAD_CHOICES = [
     (("--pruned-params", "w1"), "--pruned-params and --pruned-ratios go together"),
     (("--pattern", "w", "--ratios", "w1=0.5"), "give either a pattern"),
     ((), "give either a pattern"),
+    (("--ratios", "w1=0.5,w1=0.25"), "--ratios: w1 is named twice"),
+    (("--pruned-params", "w1,w1", "--pruned-ratios", "0.5,0.2"), "w1 is named twice"),
+    (("--pattern", "w", "--input", "x=1x3x8x8", "--input", "x=1x3x9x9"), "x is named twice"),
+    (("--ratios", "w1=0.5", "--ratio", "0.3"), "give either --ratio or --ratios"),
+    (("--pattern", "w", "--ratio", "0.3", "--target-macs", "0.3"), "or --target-macs"),
+    (("--plan", "p.json", "--ignore", "w", "--round-to", "8"), "out --ignore and --round-to"),
     (("--pattern", "w", "--criterion", "best"), "criterion 'best' is not one of l1, l2"),
     (("--pattern", "w1", "--criterion", "bn-scale"), "no BatchNormalization follows w1"),
     (
@@ -137,6 +153,10 @@ def test_bad_outputs(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "there.onnx").read_text() == "mine"
     assert run(*common, tmp_path / "there.onnx", "--force").exit_code == 0
     refused(run("prune", model, "--pattern", "w"), "give -o FILE")
+    out, plan = tmp_path / "out.onnx", "--save-plan"
+    refused(run(*common, out, plan, model, "--force"), "is the input itself")
+    refused(run(*common, out, plan, out, "--force"), "both for the model and for the plan")
+    assert not out.exists()
 
 
 def test_a_full_disk_leaves_nothing(model: Path, tmp_path: Path) -> None:
