@@ -25,6 +25,8 @@ TOLERANCE = 1e-4
 """Of an output's largest magnitude: float32 through a hundred layers stays well below."""
 _SMALLEST = 1e-2
 """Magnitudes below count as this one: saturated probabilities have no relative precision."""
+_DRAWS = 3
+"""Of another rounding."""
 _SIZES = (
     (2, 64),
     (3, 32),
@@ -195,6 +197,25 @@ class Reference:
                 largest = max(largest, difference(name, want, got[name]))
         return largest
 
+    def rounding(self, model: ir.Model) -> float:
+        """Return how far ``model``, whose outputs these are, moves when it is rounded otherwise.
+
+        Every float it is fed or holds is moved by up to one unit in the last place. What such a
+        step does to an output cannot be told from the rounding of another order of sums. The
+        weights of ``model`` stay moved.
+        """
+        floats = [{k: v for k, v in held.items() if v.dtype.kind == "f"} for held in self.outputs]
+        largest = 0.0
+        for seed in range(_DRAWS):
+            random = np.random.default_rng(seed)
+            for tensor in model.graph.initializers.values():
+                held = tensor.const_value
+                if held is not None and held.dtype.is_floating_point():
+                    tensor.const_value = ir.Tensor(_nudged(held.numpy(), random), held.dtype)
+            feeds = tuple({k: _nudged(v, random) for k, v in feed.items()} for feed in self.feeds)
+            largest = max(largest, Reference(feeds, tuple(floats)).worst(model))
+        return largest
+
     def differs(
         self,
         model: Runnable,
@@ -255,6 +276,13 @@ def difference(name: str, want: Array, got: Array) -> float:
         return 0.0
     scale = max(float(np.abs(want[finite]).max()), _SMALLEST)
     return float(np.abs(want[finite] - got[finite]).max()) / scale
+
+
+def _nudged(array: Array, random: np.random.Generator) -> Array:
+    if array.dtype.kind != "f":
+        return array
+    steps = np.asarray(random.uniform(-1, 1, array.shape), array.dtype)
+    return np.asarray(array + array * steps * np.finfo(array.dtype).eps)
 
 
 def _session(model: Runnable) -> Session:

@@ -27,6 +27,8 @@ from onnxslim_kd.passes.groups import Analysis
 Array = np.ndarray[Any, Any]
 _NARROW = {ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
 """Tolerances where sums are rounded to fewer digits."""
+ROUNDINGS, LARGEST = 10.0, 5e-2
+"""So many times what rounding does to the original counts as rounding; no more than this share."""
 TAPS = 32
 """Inner values compared, beside the outputs."""
 
@@ -42,16 +44,19 @@ class Proof:
     error: float
     """The largest difference, as a share of the largest magnitude of its value."""
     tolerance: float
+    rounding: float = 0.0
+    """How far the original itself moves when it is rounded otherwise, where that was asked."""
 
     def __str__(self) -> str:
         runs = " and ".join(
             ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
             for shapes in self.shapes
         )
+        why = f": rounding alone moves the original by {self.rounding:.0e}" if self.rounding else ""
         return (
             f"{self.outputs} output{'s' * (self.outputs != 1)} and {self.inner_values} inner"
             f" value{'s' * (self.inner_values != 1)} equal the silenced original's"
-            f" to {self.error:.1e} (limit {self.tolerance:.0e}) for {runs}"
+            f" to {self.error:.1e} (limit {self.tolerance:.0e}{why}) for {runs}"
         )
 
 
@@ -115,13 +120,15 @@ def same_interface(
             raise PassError(f"{old[0]} changed from {old[1]}{old[2]} to {new[1]}{new[2]}")
 
 
-def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float | None = None) -> Proof:
+def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
     """Run both models on the same inputs and compare them.
+
+    What the model's narrowest floats allow is allowed, and what rounding alone does to the original
+    (a norm of a nearly constant value blows it up).
 
     Args:
         silenced: The original with the removed channels silent.
         pruned: What must equal it.
-        tolerance: Of a value's magnitude; by default what the model's narrowest floats allow.
 
     Raises:
         ProofError: They differ, or one of them does not run; the message says what to do.
@@ -134,8 +141,7 @@ def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float | None = Non
         {out: array for out, array in outputs.items() if out in names}
         for outputs in reference.outputs
     ]
-    if tolerance is None:
-        tolerance = max([TOLERANCE, *(_NARROW.get(v.dtype, 0.0) for v in values.values())])  # type: ignore[arg-type]
+    tolerance = max([TOLERANCE, *(_NARROW.get(v.dtype, 0.0) for v in values.values())])  # type: ignore[arg-type]
     n_outputs = len(graph.outputs)
     taps = [values[inner] for inner in names.values()]
     try:
@@ -144,6 +150,10 @@ def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float | None = Non
     finally:
         while len(graph.outputs) > n_outputs:
             graph.outputs.pop()
+    rounding = 0.0
+    if not error <= tolerance:
+        rounding = reference.rounding(silenced.model)
+        tolerance = max(tolerance, min(ROUNDINGS * rounding, LARGEST))
     if not error <= tolerance:
         raise ProofError(
             f"the pruned model is not the silenced original: they differ by {error:.1e} of the"
@@ -151,7 +161,7 @@ def prove(silenced: Silenced, pruned: ir.Model, *, tolerance: float | None = Non
         )
     shapes = tuple(dict(s) for s in reference.shapes)
     inner = len(names) - silenced.outputs
-    return Proof(shapes, silenced.outputs, inner, error, tolerance)
+    return Proof(shapes, silenced.outputs, inner, error, tolerance, rounding)
 
 
 # ------------------------------------------------------------------------- silencing
