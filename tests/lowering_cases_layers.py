@@ -34,6 +34,15 @@ RESIZE = [
         opset=19,
     ),
     resize('mode="linear"', _IMAGE, sizes=(1, 2, 1, 9)),
+    *(
+        resize(
+            f'mode="{m}", coordinate_transformation_mode="pytorch_half_pixel"',
+            _IMAGE,
+            sizes=(1, 2, 1, 9),
+        )
+        for m in ("linear", "cubic")
+    ),
+    resize('nearest_mode="floor"', f(1, 2, 3, 6), scales=(1, 1, 0.6, 0.6)),  # 1.5 / 0.6f is 2.5
     resize('mode="cubic", cubic_coeff_a=-0.5', _IMAGE, sizes=(1, 2, 9, 7)),
     resize('mode="cubic", exclude_outside=1', _IMAGE, sizes=(1, 2, 9, 7)),
     resize('mode="linear"', f(1, 2, 5), scales=(1, 1, 2.0)),
@@ -160,6 +169,10 @@ POOL = [
         "y = MaxRoiPool<pooled_shape=[2,3], spatial_scale=0.5>(x, c)",
         {"x": f(2, 3, 8, 9), "c": np.float32([[0, 2, 1, 12, 13], [1, 0, 0, 5, 9]])},
     ),
+    Case(
+        "y = MaxRoiPool<pooled_shape=[2,3]>(x, c)",  # past the border, and wholly beyond it
+        {"x": f(2, 3, 8, 9), "c": np.float32([[0, 2, 1, 12, 13], [1, 20, -9, 30, 2]])},
+    ),
     *(
         Case(
             f"y = RoiAlign<output_height=2, output_width=3, spatial_scale=0.5{rest}>(x, c, ci)",
@@ -201,6 +214,7 @@ NORM = [
         {**_NORM, "x": f(3, 4), "cm": f(4), "cv": pos(4)},
     ),
     Case("y = InstanceNormalization<epsilon=0.01>(x, w, wb)", _NORM),
+    Case("y = InstanceNormalization(x, w, wb)", {**_NORM, "x": f(1, 4, 1, 1)}, tolerance=1e-4),
     Case("y = GroupNormalization<num_groups=2>(x, w, wb)", {**_NORM, "w": f(2), "wb": f(2)}),
     Case("y = GroupNormalization<num_groups=2>(x, w, wb)", _NORM, opset=21),
     Case("y = LayerNormalization(x, w, wb)", {"x": f(2, 3, 4), "w": f(4), "wb": f(4)}),

@@ -34,7 +34,12 @@ REDUCE = [
     Case("y = ReduceMean<axes=[1], keepdims=0>(x)", X, opset=17),
     Case("y = ReduceL2<axes=[1,2]>(x)", X, opset=17),
     Case("y = ReduceLogSum(x, c)", {"x": pos(2, 3), "c": i(1)}, opset=18),
-    Case("y = ReduceSum<noop_with_empty_axes=1>(x)", X),
+    *(
+        Case(f"y = {op}<noop_with_empty_axes=1>(x{axes})", {**X, "c": i()}, opset=18)
+        for op in ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceLogSumExp")
+        for axes in ("", ", c")
+    ),
+    Case("y = ReduceL1<keepdims=0>(x)", {"x": n(-2.0, np.float32)}, opset=18),
     Case("y = ReduceSum(x, axes)", {**X, "axes": i(1, 2)}),
     Case("y = ReduceMean(x, c)", {"x": ints(3, 4, dtype=np.int32), "c": i(1)}, grad=False),
     Case("y = ReduceMax(x, c)", {"x": ints(3, 4), "c": i(1)}, grad=False),
@@ -81,6 +86,7 @@ SHAPE = [
     Case("s = Shape(x) y = ConstantOfShape(s)", X, grad=False),
     Case("y = Range(s, e, d)", {"s": n(1), "e": n(9), "d": n(3)}, grad=False),
     Case("y = Range(c0, c1, c2)", {"c0": n(3), "c1": n(0), "c2": n(-1)}, grad=False),
+    Case("y = Range(s, c1, c2)", {"s": n(3), "c1": n(1), "c2": n(1)}, grad=False),
     Case("y = EyeLike(x)", {"x": f(3, 4)}, grad=False),
     Case("y = EyeLike<k=1, dtype=7>(x)", {"x": f(3, 4)}, grad=False),
     Case("y = EyeLike<k=-1>(x)", {"x": f(3, 4)}, grad=False),
@@ -100,7 +106,10 @@ SHAPE = [
         "y = Slice(x, c0, c1, c2, c3)",
         {**X, "c0": i(-1), "c1": i(-(2**62)), "c2": i(2), "c3": i(-2)},
     ),
-    Case("y = Slice(x, c0, c1, c2, c3)", {**X, "c0": i(3), "c1": i(0), "c2": i(2), "c3": i(-1)}),
+    *(
+        Case("y = Slice(x, c0, c1, c2, c3)", {**X, "c0": i(b), "c1": i(e), "c2": i(2), "c3": i(-1)})
+        for b, e in ((3, 0), (-9, -9))
+    ),
     Case("y = Slice(x, s, e)", {**X, "s": i(0, 1), "e": i(1, 3)}),
     Case(
         """s = Shape(x) a = Gather(s, c0) b = Unsqueeze(a, c1) t = Concat<axis=0>(b, c2)
@@ -160,6 +169,7 @@ PADS = {"constant": (1, 0, 2, 1), "reflect": (1, 2, 2, 1), "edge": (1, 0, 5, 1)}
 PAD = [
     *(Case(f'y = Pad<mode="{m}">(x, c)', {"x": f(3, 4), "c": i(*p)}) for m, p in PADS.items()),
     Case('y = Pad<mode="wrap">(x, c)', {"x": f(3, 4), "c": i(1, 2, 2, 1)}),
+    Case('y = Pad<mode="wrap">(x, c)', {"x": f(3, 4), "c": i(-1, 2, 1, -1)}),
     Case(
         "y = Pad(x, c0, c1)", {**IMAGE, "c0": i(0, 0, 1, -1, 0, 0, 2, 3), "c1": n(1.5, np.float32)}
     ),

@@ -65,6 +65,11 @@ ATTENTION = [
     Case("y = Attention(q, k, v, m)", {**_QKV, "m": np.tri(3, 5, 1, dtype=bool)}, opset=23),
     Case(f"y = Attention<{_HEADS}>(q, k, v)", _FLAT, opset=23),
     Case(
+        'y = Attention<is_causal=1>(q, k, v, "", "", "", s)',
+        {**_QKV, "s": ints(2, low=3, high=6)},
+        opset=24,
+    ),
+    Case(
         f'y, pk, pv = Attention<{_HEADS}, is_causal=1>(q, k, v, "", a, b)',
         {**_FLAT, "k": f(2, 3, 16), "v": f(2, 3, 16), "a": f(2, 2, 2, 8), "b": f(2, 2, 2, 8)},
         outputs=("y", "pk", "pv"),

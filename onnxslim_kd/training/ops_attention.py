@@ -84,7 +84,9 @@ def _bias(
         if bias.shape[-1] < columns:
             bias = F.pad(bias, (0, columns - bias.shape[-1]), value=-torch.inf)
     if options.causal:
-        allowed = torch.ones(rows, columns, dtype=torch.bool, device=q.device).tril(past)
+        before = past if lengths is None else lengths.reshape(-1, 1, 1, 1) - rows
+        steps = torch.arange(rows, device=q.device).reshape(-1, 1)
+        allowed = torch.arange(columns, device=q.device) <= steps + before
         causal = _added(allowed, q.dtype)
         bias = causal if bias is None else bias + causal
     if lengths is not None:

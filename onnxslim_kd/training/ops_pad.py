@@ -36,9 +36,10 @@ def _picked(
 ) -> Tensor:
     for axis, (first, last) in enumerate(zip(begin, end, strict=True)):
         if first or last:
-            n = x.shape[axis]
-            wanted = torch.arange(-first, n + last, device=x.device)
-            x = x.index_select(axis, source(wanted, n))
+            cut = max(-first, 0)
+            n = x.shape[axis] - cut - max(-last, 0)  # what is cropped is not repeated
+            wanted = torch.arange(-max(first, 0), n + max(last, 0), device=x.device)
+            x = x.index_select(axis, source(wanted, n) + cut)
     return x
 
 

@@ -23,10 +23,10 @@ def reduction(reduce: Reduction) -> Callable[[OpNode], Kernel]:
             dims = axes(wanted) if axes else given
             if not dims and not noop:
                 dims = list(range(x.dim()))
-            return reduce(x, dims, keep) if dims else x
+            if not dims:  # each element on its own, with what is done before and after the sum
+                return reduce(x.unsqueeze(0), [0], False)  # noqa: FBT003 - torch's signature
+            return reduce(x, dims, keep)
 
-        if noop and not node.has(1) and given is None and reduce not in _PLAIN:
-            raise node.refuse("noop_with_empty_axes without axes is not supported")
         return run
 
     return lower
@@ -78,8 +78,6 @@ def _sum_square(x: Tensor, dims: list[int], keep: bool) -> Tensor:  # noqa: FBT0
     return _sum(x * x, dims, keep)
 
 
-_PLAIN = (_sum, _mean, _prod, _max, _min)
-"""Those that leave a single element as it is, and so may have nothing to do."""
 REDUCE = {
     "ReduceL1": reduction(_l1),
     "ReduceL2": reduction(_l2),

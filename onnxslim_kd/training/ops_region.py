@@ -1,6 +1,7 @@
 """Pooling over regions of an image, as in detectors: RoiAlign and MaxRoiPool."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -19,10 +20,24 @@ def max_roi_pool(node: OpNode) -> Kernel:
     def region(x: Tensor, roi: Tensor) -> Tensor:
         batch, *corners = roi.tolist()
         left, top, right, bottom = (math.floor(c * scale + 0.5) for c in corners)
-        image = x[int(batch), :, top : max(bottom, top) + 1, left : max(right, left) + 1]
-        return F.adaptive_max_pool2d(image, sizes)
+        image = x[int(batch)]
+        cells = [
+            image[:, rows, columns].flatten(1)
+            for rows in _spans(top, bottom, sizes[0], x.shape[2])
+            for columns in _spans(left, right, sizes[1], x.shape[3])
+        ]
+        largest = [c.amax(1) if c.shape[1] else c.new_zeros(len(c)) for c in cells]
+        return torch.stack(largest, 1).reshape(-1, *sizes)
 
     return lambda x, rois: torch.stack([region(x, roi) for roi in rois])
+
+
+def _spans(first: int, last: int, count: int, size: int) -> Iterator[slice]:
+    """Yield what each of ``count`` cells over [first, last] sees of an axis; it may be nothing."""
+    length = max(last - first + 1, 1)
+    for i in range(count):
+        begin, end = first + i * length // count, first - (-(i + 1) * length // count)
+        yield slice(min(max(begin, 0), size), min(max(end, 0), size))
 
 
 def roi_align(node: OpNode) -> Kernel:

@@ -84,6 +84,8 @@ class Resize:
             kind = (self.coordinates, self.nearest) == ("asymmetric", "floor")
         else:
             kind = self.coordinates in _ALIGN and (self.mode == "linear" or self.cubic == -0.75)
+            if self.coordinates == "pytorch_half_pixel":  # torch's only while there are several
+                kind = kind and all(out > 1 for out, _ in plan.values())
         return exact and planes and kind
 
     def _native(self, x: Tensor, plan: dict[int, tuple[int, float]]) -> Tensor:
@@ -137,8 +139,8 @@ class Resize:
 
 
 def _source(mode: str, n: int, out: int, scale: float) -> Array:
-    """Return where each output position lies in the input."""
-    x = np.arange(out, dtype=np.float64)
+    """Return where each output position lies in the input, rounded as ONNX Runtime does."""
+    x = np.arange(out, dtype=np.float32)
     if mode == "align_corners":
         return x * ((n - 1) / (out - 1)) if out > 1 else x * 0
     if mode == "asymmetric":

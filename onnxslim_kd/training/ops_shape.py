@@ -43,8 +43,10 @@ def arange(node: OpNode) -> Kernel:
     node.host.update((0, 1, 2))
 
     def run(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-        numbers = (start.item(), limit.item(), delta.item())
-        return torch.arange(*numbers, dtype=start.dtype)
+        first, last, step = start.item(), limit.item(), delta.item()
+        if (last - first) * step <= 0:
+            return torch.empty(0, dtype=start.dtype)
+        return torch.arange(first, last, step, dtype=start.dtype)
 
     return run
 
@@ -191,7 +193,7 @@ def split(node: OpNode) -> Kernel:
 
 
 def cut(node: OpNode) -> Kernel:
-    """Slice along axes, with Python's meaning of start, end and step."""
+    """Slice along axes; backwards, a start before the first element is the first element."""
     starts, ends = node.numbers(1), node.numbers(2)
     axes = node.numbers(3) if node.has(3) else None
     steps = node.numbers(4) if node.has(4) else None
@@ -207,7 +209,7 @@ def cut(node: OpNode) -> Kernel:
         along = axes(axis) if axes else range(len(first))
         strides = steps(step) if steps else [1] * len(first)
         for a, b, e, s in zip(along, first, ends(end), strides, strict=True):
-            x = _cut_axis(x, a, slice(b, e, s))
+            x = _cut_axis(x, a, slice(b if s > 0 else max(b, -x.shape[a]), e, s))
         return x
 
     return run
