@@ -1,6 +1,7 @@
 """The command line: one file per command; parse, one library call, print."""
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -53,14 +54,17 @@ class Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error made on purpose ends in one sentence."""
+        """Run the command; an error made on purpose, or by the machine, ends in one sentence."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
-        except OnnxSlimError as error:
-            if ctx.params.get("debug"):
+        except (OnnxSlimError, OSError, MemoryError) as error:
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
                 raise
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            click.echo(f"Error: {str(error) or 'not enough memory'}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, OnnxSlimError) else 1)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})

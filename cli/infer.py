@@ -40,7 +40,7 @@ def infer(
     from onnxslim_kd.training.evaluate import infer as run
 
     try:
-        names = labels.read_text().splitlines() if labels else None
+        names = labels.read_text("utf-8").splitlines() if labels else None
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{labels}: cannot be read: {why}") from error

@@ -92,7 +92,7 @@ class Plan(_Frozen):
             UserError: The file is missing or is no plan.
         """
         try:
-            return cls.model_validate_json(Path(path).read_text())
+            return cls.model_validate_json(Path(path).read_text("utf-8"))
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
         except (ValidationError, UnicodeDecodeError) as error:

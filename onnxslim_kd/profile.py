@@ -82,7 +82,7 @@ def profile(
         for session in sessions * (1 + ROUNDS):
             for _ in range(RUNS):
                 session.run(feeds)
-        traces = [json.loads(session.end_profiling().read_text()) for session in sessions]
+        traces = [json.loads(session.end_profiling().read_text("utf-8")) for session in sessions]
     layers = map(_layers, sources)
     return [_operators(*each, quantile) for each in zip(traces, layers, strict=True)]
 

@@ -186,7 +186,8 @@ def render(data: ReportData) -> str:
     )
     environment.filters |= {"number": number, "plot": _plot, "histograms": _histograms}
     environment.filters["short"] = lambda name: shortened(name, SHORT)
-    template = environment.from_string(files(__package__).joinpath("report.html").read_text())
+    page = files(__package__).joinpath("report.html").read_text("utf-8")
+    template = environment.from_string(page)
     return template.render(data=data, graph=_picture(data.graph_svg))
 
 

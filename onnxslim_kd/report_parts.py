@@ -152,7 +152,7 @@ def _plot(title: str, series: _Series) -> Plot:
 
 def _events(path: str | os.PathLike[str]) -> Iterable[Mapping[str, Any]]:
     try:
-        events = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        events = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
         if not all(isinstance(event, dict) and "event" in event for event in events):
             raise ValueError("a line is no event")
     except (OSError, ValueError) as error:

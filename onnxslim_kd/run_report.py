@@ -68,12 +68,12 @@ def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
 
 
 def _bench(file: Path) -> bench.Report:
-    return TypeAdapter(bench.Report).validate_json(file.read_text())
+    return TypeAdapter(bench.Report).validate_json(file.read_text("utf-8"))
 
 
 def _scores(file: Path, stage: Eval) -> Iterable[Metric]:
     """Hold the last model of an evaluation against its first."""
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text("utf-8"))
     before, after = found[stage.models[0]], found[stage.models[-1]]
     for name in after if len(found) > 1 else ():
         lower = name in LOWER
@@ -101,7 +101,7 @@ def _models(recipe: Recipe, folder: Path, measured: list[bench.Report]) -> tuple
         found[name] = {"M MACs": cost.macs / 1e6, "M parameters": weights}
         found[name]["MB"] = path.stat().st_size / 1e6
     for name, _ in _all(recipe, Eval):
-        for model_name, scores in json.loads((folder / f"{name}.json").read_text()).items():
+        for model_name, scores in json.loads((folder / f"{name}.json").read_text("utf-8")).items():
             found[model_name] |= {_title(metric): value for metric, value in scores.items()}
     for name, stage in _all(recipe, Bench):
         rows = _bench(folder / f"{name}.json").cases[0].rows

@@ -39,6 +39,7 @@ def save(
     if external_data is None:
         external_data = weight_bytes(model) > TWO_GB
     if external_data:
+        check_writable(target.with_name(f"{target.name}.data"), overwrite=overwrite)
         _save_two_files(model, target)
     else:
         write_file(target, lambda file: write_whole(model, file), overwrite=overwrite)
@@ -68,7 +69,7 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
     """Refuse an output path before any work is done for it.
 
     Raises:
-        UserError: The folder is missing or read-only, or the file exists.
+        UserError: The folder is missing or read-only, the file exists, or it is no file at all.
     """
     if not target.parent.is_dir():
         raise UserError(f"{target}: the folder {target.parent} does not exist; create it first")
@@ -76,8 +77,10 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
         raise UserError(f"{target}: the folder {target.parent} is read-only")
     if target.is_dir():
         raise UserError(f"{target}: is a folder; give a file name")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise UserError(f"{target}: exists; choose another name or pass --force")
+    if target.exists() and not target.is_file():  # /dev/null would be replaced by a file
+        raise UserError(f"{target}: is a device or a pipe; give a file name")
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -93,7 +96,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Fal
         UserError: As in `save`.
         OperationError: As in `save`.
     """
-    write_file(path, lambda file: file.write_text(text), overwrite=overwrite)
+    write_file(path, lambda file: file.write_text(text, "utf-8"), overwrite=overwrite)
 
 
 def write_file(

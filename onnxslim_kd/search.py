@@ -167,7 +167,7 @@ def load(path: Path) -> Study:
         UserError: It is missing or is none.
     """
     try:
-        return Study.model_validate_json(path.read_text())
+        return Study.model_validate_json(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValidationError, UnicodeDecodeError) as error:

@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> Sensitivities:
         UserError: It is missing or is none.
     """
     try:
-        return Sensitivities.model_validate_json(Path(path).read_text())
+        return Sensitivities.model_validate_json(Path(path).read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValidationError, UnicodeDecodeError) as error:
@@ -145,7 +145,7 @@ class WatchedSession(MaskedSession):
     ) -> dict[str, Array]:
         """Return the outputs for ``feeds``; every pass must feed the same in the same order."""
         found = super().run(feeds, outputs)
-        seen = {name: _thinned(array) for name, array in found.items() if array.dtype.kind == "f"}
+        seen = {name: _thinned(array) for name, array in found.items() if _is_float(array)}
         if self._errors is None:
             self._whole.append(seen)
         else:
@@ -160,6 +160,10 @@ class WatchedSession(MaskedSession):
         return float(f"{mean:.6g}") if mean < FARTHEST else FARTHEST
 
 
+def _is_float(output: object) -> bool:
+    return isinstance(output, np.ndarray) and output.dtype.kind == "f"
+
+
 def _thinned(array: Array) -> Array:
     return array.reshape(-1)[:: -(-max(array.size, 1) // WATCHED)].astype(np.float64)
 
@@ -167,6 +171,8 @@ def _thinned(array: Array) -> Array:
 def _error(whole: Mapping[str, Array], seen: Mapping[str, Array]) -> float:
     parts = [
         np.square(seen[name] - want).sum() / (np.square(want).sum() or 1.0)
+        if seen[name].shape == want.shape
+        else 1.0  # another number of things was found
         for name, want in whole.items()
     ]
     return float(np.mean(parts)) if parts else 0.0

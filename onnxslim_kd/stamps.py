@@ -64,7 +64,7 @@ class Stamps(BaseModel):
                 raise UserError(f"{folder}: holds files but no run; choose another --dir")
             return cls()
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValidationError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: is damaged; delete the folder to start afresh") from error
 

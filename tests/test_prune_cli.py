@@ -157,6 +157,46 @@ def test_bad_outputs(model: Path, tmp_path: Path) -> None:
     refused(run(*common, out, plan, model, "--force"), "is the input itself")
     refused(run(*common, out, plan, out, "--force"), "both for the model and for the plan")
     assert not out.exists()
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "nowhere.onnx")
+    refused(run(*common, tmp_path / "link.onnx"), "exists; choose another name")
+
+
+def test_a_device_is_not_replaced_by_a_file(model: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # a device needs privileges
+    refused(run("prune", model, "--pattern", "w", "-o", pipe, "--force"), "a device or a pipe")
+    assert pipe.is_fifo()
+
+
+def test_names_in_any_script(model: Path, tmp_path: Path) -> None:
+    parsed = onnx.load(model)
+    for node in parsed.graph.node:
+        node.input[:] = ["gewichtß コ" if name == "w1" else name for name in node.input]
+    next(i for i in parsed.graph.initializer if i.name == "w1").name = "gewichtß コ"
+    folder = tmp_path / "ein Ordner ü"
+    folder.mkdir()
+    onnx.save(parsed, folder / "m ö.onnx")
+    command = [sys.executable, "-m", "onnxslim_kd", "prune", "m ö.onnx", "--pattern", "gewicht"]
+    plain = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "POSIX"}
+    plain["PYTHONCOERCECLOCALE"] = "0"  # as where a system's encoding is not UTF-8
+    more = ["--save-plan", "plän.json", "-o", "aus ß.onnx"]
+    done = subprocess.run(
+        [*command, *more], cwd=folder, env=plain, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"gewicht\xdf \u30b3" in done.stdout
+    replay = ("--plan", folder / "plän.json", "-o", folder / "b.onnx")
+    assert run("prune", folder / "m ö.onnx", *replay).exit_code == 0
+    assert (folder / "b.onnx").read_bytes() == (folder / "aus ß.onnx").read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_output_that_cannot_be_written_is_one_sentence(model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "onnxslim_kd", "inspect", model]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_a_full_disk_leaves_nothing(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_kd import mapped, memory, wire
+from onnxslim_kd.errors import UserError
 from onnxslim_kd.inference import inferred, outline, types
 from onnxslim_kd.model import load, save
 
@@ -74,6 +75,16 @@ def test_weights_go_from_file_to_file(tmp_path):
     save(load(first), second, external_data=True)
     save(load(second), third)
     assert third.read_bytes() == first.read_bytes()
+
+
+def test_weights_of_another_model_are_not_replaced(tmp_path):
+    (tmp_path / "a.onnx.data").write_text("another's")
+    proto = model()
+    with pytest.raises(UserError, match=r"a\.onnx\.data: exists"):
+        save(load(proto), tmp_path / "a.onnx", external_data=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx.data"]
+    save(load(proto), tmp_path / "a.onnx", external_data=True, overwrite=True)
+    same_tensors(onnx.load(tmp_path / "a.onnx").graph.initializer, proto.graph.initializer)
 
 
 def test_a_model_is_left_as_it_was(tmp_path):

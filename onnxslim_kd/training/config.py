@@ -188,7 +188,7 @@ def read(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
     settings: Any = {}
     if path is not None:
         try:
-            settings = yaml.safe_load(path.read_text()) or {}
+            settings = yaml.safe_load(path.read_text("utf-8")) or {}
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"{path}: cannot be read: {why}") from error

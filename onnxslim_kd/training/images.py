@@ -118,7 +118,7 @@ def imagelist(path: str, options: Options, shapes: Shapes) -> Images:
 
 def _rows(path: Path, delimiter: str) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from error
     rows = [line.strip() for line in lines if line.strip()]
@@ -142,7 +142,7 @@ def _class(path: str, line: int, label: str) -> int:
 def coco(path: str, options: Options, shapes: Shapes) -> Images:
     """Open ``coco:annotations.json?root=DIR``: boxes (x1, y1, x2, y2, class from 0)."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8"))
         order = {category["id"]: n for n, category in enumerate(content["categories"])}
         boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in content["images"]}
         for entry in content["annotations"]:
