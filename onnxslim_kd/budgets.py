@@ -82,11 +82,10 @@ class Macs:
 
     def _beyond(self, allocate: Allocator, strength: float) -> targets.Found:
         """Widths are coarse: take the next ones that hold the budget."""
-        whole = targets.measure(self.analysis, None, self.target.quantity)
-        share = 0.0
+        share_of, share = targets.share_removed(self.analysis, self.target.quantity), 0.0
         for further in [*np.linspace(strength, 1, STEPS, endpoint=False), 1.0]:
             removed = prune.mark(self.analysis, allocate(float(further)))
-            share = 1 - targets.measure(self.analysis, removed, self.target.quantity) / whole
+            share = share_of(removed)
             if share >= self.target.share - targets.CLOSE:
                 return targets.Found(float(further), removed, share, reached=True)
         raise UserError(

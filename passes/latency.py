@@ -27,7 +27,7 @@ from onnxslim_kd.passes.latency_layers import WHOLE, Layer, Survey
 from onnxslim_kd.passes.latency_measure import Clock, this_machine
 from onnxslim_kd.passes.latency_path import Menu, Settled, Stop, descend, menu, settle
 from onnxslim_kd.passes.ratios import Candidate
-from onnxslim_kd.passes.targets import CLOSE, LatencyTarget, Quantity, Target, measure
+from onnxslim_kd.passes.targets import CLOSE, LatencyTarget, Quantity, Target, share_removed
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.staircase import Table
 from onnxslim_kd.workload import Shape, workloads
@@ -138,8 +138,7 @@ class Search:
     def gone(self, course: Course, index: int, quantity: Quantity) -> float:
         """Return the share of MACs, parameters or bytes that is gone at a stop."""
         removed = prune.mark(self.analysis, course.removed(index))
-        whole = measure(self.analysis, None, quantity)
-        return 1 - measure(self.analysis, removed, quantity) / whole if whole else 0.0
+        return share_removed(self.analysis, quantity)(removed)
 
     def reach(self, course: Course, target: Target) -> tuple[Course, int]:
         """Find the first stop where the share is gone, in finer steps where they are too long."""

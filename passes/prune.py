@@ -197,6 +197,8 @@ def _allocate(
 ) -> Allocator:
     """Return how a strength is spread: a ratio, a threshold, or a loss."""
     amount = resolved(choice.amount)
+    if not ranked:
+        return lambda _: []
     if choice.sensitivity is not None:
         curves = [curve_of(choice.sensitivity, c) for c in ranked]
         notes += [

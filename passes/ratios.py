@@ -83,7 +83,7 @@ class Amount:
 
 def _below_threshold(ranked: Scores, share: float) -> int:
     """Count the ranked scores below PaddleSlim's energy threshold."""
-    energy = np.cumsum(np.square(ranked)) / np.square(ranked).sum()
+    energy = np.cumsum(np.square(ranked)) / (np.square(ranked).sum() or 1.0)
     first = int(np.argmax(energy > share)) if (energy > share).any() else len(ranked)
     if first == 0:
         return 0

@@ -7,16 +7,19 @@ by bisection, starting at 0.5, and a share within 0.01 of the target is good eno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+from onnxslim_kd.access import bytes_of, extents_of
 from onnxslim_kd.bench import Setting
 from onnxslim_kd.cost import is_weight
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.channels import Ids
+from onnxslim_kd.passes.cut import mark
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.importance import Scores
 from onnxslim_kd.passes.ratios import Amount, Candidate
@@ -248,7 +251,7 @@ def ratio_for(curve: Curve, loss: float) -> float:
     return 0.0
 
 
-def _normalised(candidate: Candidate) -> Ids:
+def _normalised(candidate: Candidate) -> Scores:
     mean = float(candidate.scores[candidate.scores >= 0].mean())  # negative: gone already
     return np.asarray(candidate.scores / mean if mean else candidate.scores)
 
@@ -259,14 +262,12 @@ def search(analysis: Analysis, allocate: Allocator, target: Target) -> Found:
     Never runs without end: what cannot be reached (everything asked for is cut to the floor, or
     the groups are too coarse) ends with the nearest that can.
     """
-    whole = measure(analysis, None, target.quantity)
+    share_of = share_removed(analysis, target.quantity)
     low, high, strength = 0.0, 1.0, 0.5
     best: Found | None = None
     for _ in range(STEPS):
-        removed = np.zeros(analysis.components.count, bool)
-        for labels in allocate(strength):
-            removed[labels] = True
-        share = 1 - measure(analysis, removed, target.quantity) / whole if whole else 0.0
+        removed = mark(analysis, allocate(strength))
+        share = share_of(removed)
         found = Found(strength, removed, share, abs(share - target.share) < CLOSE)
         if best is None or abs(share - target.share) < abs(best.share - target.share):
             best = found
@@ -278,15 +279,26 @@ def search(analysis: Analysis, allocate: Allocator, target: Target) -> Found:
     return replace(best, coarse=not best.reached and high < 1)
 
 
+def share_removed(analysis: Analysis, quantity: Quantity) -> Callable[[Ids], float]:
+    """Return what tells the share of a quantity that goes with a mask over components.
+
+    It is 0 where the model has nothing of the quantity.
+    """
+    whole = measure(analysis, None, quantity)
+    return lambda removed: 1 - measure(analysis, removed, quantity) / whole if whole else 0.0
+
+
 def measure(analysis: Analysis, removed: Ids | None, quantity: Quantity) -> int:
     """Return MACs, parameters or bytes after the components in ``removed`` are gone."""
     if quantity == "macs":
         return analysis.macs(removed)
     changed = {} if removed is None else analysis.new_shapes(removed)
     total = 0
-    for value in analysis.model.graph.initializers.values():
+    for value in analysis.model.graph.initializers.data.values():
         tensor = value.const_value
-        if tensor is not None and (quantity == "size" or is_weight(tensor)):
-            size = int(np.prod(changed.get(value, tuple(tensor.shape.numpy()))))
-            total += size * (tensor.dtype.bitwidth // 8 if quantity == "size" else 1)
+        if tensor is None or (quantity == "params" and not is_weight(tensor)):
+            continue
+        before = prod(extents_of(tensor))
+        after = prod(changed[value]) if value in changed else before
+        total += after if quantity == "params" else bytes_of(tensor) * after // max(before, 1)
     return total

@@ -49,6 +49,17 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
+def test_a_model_without_macs_cannot_lose_any() -> None:
+    rows = ", ".join(map(str, range(72)))
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[N] x) => (float[N,1] y) <float[9,8] w = {{{rows}}}, int64[1] axis = {{1}}>
+    {{ h = Gather(w, x) y = ReduceSum(h, axis) }}"""
+    analysis = api.inspect(onnx.parser.parse_model(text))
+    ranked, _, _ = prune.rank(analysis, Choice(pattern="w"))
+    with pytest.raises(UserError, match=r"at most 0\.0% can go"):
+        Macs(analysis, ranked, Target("macs", 0.5), Amount()).fit([0.5])
+
+
 def test_every_trial_holds_the_budget(tmp_path: Path) -> None:
     file = tmp_path / "study.json"
     assert list(search.run(job(), file, 15))[-1] == (15, 15)

@@ -1,11 +1,15 @@
 """Searching for a share of MACs, parameters or bytes."""
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import Amount, Choice, api
+from onnxslim_kd import cost as costs
 from onnxslim_kd.errors import UserError
-from onnxslim_kd.passes.targets import Target
+from onnxslim_kd.passes.ratios import Candidate
+from onnxslim_kd.passes.targets import Target, measure
 from tests.models import Case, build
 
 DEEP = Case(
@@ -89,6 +93,31 @@ def test_points_above_a_convex_curve_are_spanned() -> None:
     even = [(0.2, 0.1), (0.8, 0.4)]  # 0.5, for channels that save half as many MACs
     removed = removed_by({"w2": high, "w3": even}, 0.2)
     assert removed["w2"] > removed["w3"] == 0
+
+
+def test_where_nothing_can_go_sensitivities_decide_nothing() -> None:
+    choice = Choice(pattern="w4", target=Target("macs", 0.5), sensitivity={"w1": [(0.5, 0.1)]})
+    plan = api.plan(build(DEEP), choice)
+    assert (plan.groups, [r.parameter for r in plan.refused]) == ((), ["w4"])
+
+
+def test_bytes_of_narrow_and_of_text_weights() -> None:
+    body = "d = DequantizeLinear(codes, scale) y = MatMul(x, d) i = ArgMax(y) z = Gather(names, i)"
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> g (float[N,8] x) => (string[1,M] z)'
+        f' <float scale = {{0.1}}, string[4] names = {{"a", "b", "c", "d"}}> {{{body}}}'
+    )
+    codes = onnx.helper.make_tensor("codes", onnx.TensorProto.INT4, (8, 4), np.ones(32, np.int8))
+    model.graph.initializer.append(codes)
+    analysis = api.inspect(model)
+    assert measure(analysis, None, "size") == costs.cost(analysis.model).bytes == 16 + 4 + 4
+    assert measure(analysis, None, "params") == 33
+
+
+def test_the_threshold_of_scores_that_are_all_zero() -> None:
+    zeros, block = np.zeros(4), (np.arange(4),)
+    candidate = Candidate(0, 0.5, (), np.arange(4), zeros, block, 1)
+    assert not len(Amount(selector="energy").removed(candidate, 0.5))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
