@@ -252,12 +252,19 @@ def outputs_differ(
     return reference.differs(second, tolerance=tolerance)
 
 
-def difference(name: str, want: Array, got: Array) -> float:
+def difference(name: str, want: Array | list[Any], got: Any) -> float:
     """Return the largest difference over the largest magnitude of ``want``.
+
+    Args:
+        name: Of the output, for messages.
+        want: An array; of a sequence the list of its arrays, or of its maps to numbers.
+        got: What is held against it.
 
     Raises:
         ProofError: The shape or type differs, or what has no magnitude does (integers, NaN).
     """
+    if isinstance(want, list):
+        return _of_sequence(name, want, got)
     if want.shape != got.shape or want.dtype != got.dtype:
         raise ProofError(
             f"output {name} is {got.dtype}{list(got.shape)}, not {want.dtype}{list(want.shape)}"
@@ -283,6 +290,21 @@ def _nudged(array: Array, random: np.random.Generator) -> Array:
         return array
     steps = np.asarray(random.uniform(-1, 1, array.shape), array.dtype)
     return np.asarray(array + array * steps * np.finfo(array.dtype).eps)
+
+
+def _of_sequence(name: str, want: list[Any], got: Any) -> float:
+    """The largest difference of a part."""
+    if not isinstance(got, list) or len(got) != len(want):
+        raise ProofError(f"output {name} is no sequence of {len(want)}")
+    worst = 0.0
+    for index, (one, other) in enumerate(zip(want, got, strict=True)):
+        part = f"{name}[{index}]"
+        if isinstance(one, dict):
+            if one.keys() != other.keys():
+                raise ProofError(f"output {part} has other keys: {list(other)}, not {list(one)}")
+            one, other = (np.array(list(numbers.values())) for numbers in (one, other))
+        worst = max(worst, difference(part, one, other))
+    return worst
 
 
 def _session(model: Runnable) -> Session:

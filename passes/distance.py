@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.compare import make_feeds
+from onnxslim_kd.errors import UserError
 from onnxslim_kd.runtime import Array, Session
 
 SEEDS = 4
@@ -17,11 +18,13 @@ SEEDS = 4
 class Distance:
     """Relative distance of the outputs to the original's, plus one: 1 is "the same".
 
-    The distance of one output is the norm of the difference over the norm of the original.
+    The distance of one output is the norm of the difference over the norm of the original. Where
+    no output is a float, as behind an ArgMax, it is the share of the numbers that differ.
     """
 
     feeds: tuple[Mapping[str, Array], ...]
     outputs: tuple[Mapping[str, Array], ...]
+    """Those that are compared."""
 
     @classmethod
     def of(cls, model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> "Distance":
@@ -31,17 +34,34 @@ class Distance:
 
     @classmethod
     def on(cls, model: ir.Model, feeds: Sequence[Mapping[str, Array]]) -> "Distance":
-        """Run ``model`` on these inputs."""
+        """Run ``model`` on these inputs.
+
+        Raises:
+            UserError: None of its outputs is a tensor.
+        """
         session = Session(model)
-        return cls(tuple(feeds), tuple(session.run(feed) for feed in feeds))
+        outputs = [session.run(feed) for feed in feeds]
+        kinds = {n: a.dtype.kind for n, a in outputs[0].items() if isinstance(a, np.ndarray)}
+        names = [name for name, kind in kinds.items() if kind == "f"] or list(kinds)
+        if not names:
+            raise UserError("no output is a tensor, which could be compared: give --data instead")
+        return cls(tuple(feeds), tuple({n: found[n] for n in names} for found in outputs))
 
     def __call__(self, session: Session) -> float:
         """Return 1 + the mean distance over inputs and outputs."""
         found = []
         for feed, wanted in zip(self.feeds, self.outputs, strict=True):
             got = session.run(feed)
-            for name, want in wanted.items():
-                if want.dtype.kind == "f":
-                    norm = float(np.linalg.norm(want.astype(np.float64))) or 1.0
-                    found.append(float(np.linalg.norm(got[name] - want)) / norm)
+            found += [_apart(want, got[name]) for name, want in wanted.items()]
         return 1.0 + float(np.mean(found))
+
+
+def _apart(want: Array, got: Array) -> float:
+    """The distance of one output; 1 where another number of things was found."""
+    if want.shape != got.shape:
+        return 1.0
+    if want.dtype.kind != "f":
+        return float(np.mean(want != got)) if want.size else 0.0
+    original = want.astype(np.float64)
+    norm = float(np.linalg.norm(original)) or 1.0
+    return float(np.linalg.norm(got.astype(np.float64) - original)) / norm

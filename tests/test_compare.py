@@ -5,6 +5,7 @@ import pytest
 from onnxslim_kd import compare, model
 from onnxslim_kd.compare import Reference, difference, outputs_differ, sample_shapes
 from onnxslim_kd.errors import ProofError, UserError
+from onnxslim_kd.passes.strip import infer_prune
 
 RELU = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, H, W] x, float[N, 8] z) => (float[N, 3, H, W] y) { y = Relu(x) }"""
@@ -78,6 +79,27 @@ def test_the_same_model_does_not_differ_and_another_does() -> None:
 def test_what_has_no_magnitude_is_refused(want, got, message) -> None:
     with pytest.raises(ProofError, match=message):
         difference("y", want, got)
+
+
+def test_sequences_are_compared_part_by_part() -> None:
+    want = [np.ones(2), np.full(3, 100.0)]
+    assert difference("y", want, [np.ones(2), np.full(3, 101.0)]) == pytest.approx(0.01)
+    assert difference("y", [{"a": 1.0, "b": 0.5}], [{"a": 1.0, "b": 0.4}]) == pytest.approx(0.1)
+    for got in ([np.ones(2)], np.ones(2), [np.ones(2), np.ones(2)]):
+        with pytest.raises(ProofError, match="output y"):
+            difference("y", want, got)
+    with pytest.raises(ProofError, match=r"output y\[0\] has other keys"):
+        difference("y", [{"a": 1.0}], [{"b": 1.0}])
+
+
+def test_a_model_that_gives_a_sequence() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[4,6] x) => (seq(float[]) s, float[4,6] y)
+    { y = Identity(x) a = Relu(x) s = SplitToSequence <axis = 0> (a) }"""
+    stripped = infer_prune(ir.from_onnx_text(text))
+    assert stripped.proof is not None
+    wrong = load(text.replace("Relu(x)", "LeakyRelu(x)"))
+    assert "outputs differ by" in str(Reference.of(load(text)).differs(wrong))
 
 
 def test_difference_is_relative_to_the_largest_magnitude() -> None:

@@ -13,7 +13,9 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd.cli import main
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.measures import Measure
+from onnxslim_kd.model import load
 from onnxslim_kd.passes import criteria
+from onnxslim_kd.passes.distance import Distance
 from onnxslim_kd.passes.matching import find
 from onnxslim_kd.passes.targets import Target
 from onnxslim_kd.plans import Plan
@@ -95,6 +97,14 @@ def test_every_structure_gets_finite_scores(name: str, criterion: str) -> None:
     choice = Choice(pattern=".*", criterion=criterion, samples=Samples("ones", (feeds,)))
     for group in api.plan(model, choice).groups:
         assert np.isfinite(group.importance).all()
+
+
+def test_where_nothing_is_consumed_there_is_nothing_to_observe() -> None:
+    model = build(Case("y = Conv(x, w1)", "float[8,3,3,3] w1", outputs="float[N,8,6,6] y"))
+    feeds = {"x": np.ones((2, 3, 8, 8), np.float32)}
+    choice = Choice(pattern="w1", criterion="activation", samples=Samples("ones", (feeds,)))
+    with pytest.raises(UserError, match="criterion activation finds nothing that it could measure"):
+        api.plan(model, choice, api.Reading(free_outputs=("y",)))
 
 
 def test_the_plan_says_what_was_measured_on_what() -> None:
@@ -215,6 +225,29 @@ def test_the_distance_of_outputs_is_a_metric(model: Path, tmp_path: Path) -> Non
     for name in found.losses:
         (_, few), (_, many) = found.curve(name)
         assert 0 < few < many
+
+
+@pytest.mark.parametrize(
+    ("body", "other", "expected"),
+    [
+        ("y = Identity(x)", "y = Add(x, x)", 2.0),
+        ("y = ArgMax<axis=1,keepdims=0>(x)", "z = Neg(x) y = ArgMax<axis=1,keepdims=0>(z)", 2.0),
+        ("y = NonZero(x)", "z = Relu(x) y = NonZero(z)", 2.0),  # of another size
+        (
+            "y = Identity(x)",
+            "a = Add(x,x) b = Add(a,a) c = Add(b,b) d = Add(c,c) e = Add(d,d) f = Add(e,e)"
+            " y = Add(f,f)",
+            128.0,  # whose squares float16 cannot sum
+        ),
+    ],
+)
+def test_distances_of_all_kinds_of_outputs(body: str, other: str, expected: float) -> None:
+    kind = "int64" if "ArgMax" in body or "NonZero" in body else "float16"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float16[2,300] x) => ({0} y) {{{1}}}'
+    one, two = (onnx.parser.parse_model(text.format(kind, part)) for part in (body, other))
+    distance = Distance.of(load(one), {"x": (2, 300)})
+    assert distance(Session(load(one))) == 1
+    assert distance(Session(load(two))) == pytest.approx(expected)
 
 
 @pytest.mark.slow
