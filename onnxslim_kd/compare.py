@@ -12,12 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd import contrib
 from onnxslim_kd.access import symbol
 from onnxslim_kd.errors import OperationError, ProofError, UserError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.runtime import Array, Session, random_feeds
-from onnxslim_kd.shapes import choose_inputs
+from onnxslim_kd.shapes import given_symbols
 
 Runnable: TypeAlias = str | os.PathLike[str] | ir.Model | Session
 Feeds: TypeAlias = Mapping[str, Array]
@@ -55,19 +54,20 @@ def sample_shapes(
     Raises:
         UserError: ``given`` names no input or contradicts its static dimensions.
     """
-    asked = choose_inputs(model, given, 0) if given else {}
-    fixed = {name: asked[name] for name in given or ()}
+    fixed = {name: tuple(map(int, shape)) for name, shape in (given or {}).items()}
+    symbols = given_symbols(model, fixed)
     found: list[dict[str, tuple[int, ...]]] = []
     for batch, size in _SIZES:
-        shapes = dict(_chosen(model, batch, size)) | fixed
+        shapes = dict(_chosen(model, batch, size, dict(symbols))) | fixed
         if shapes not in found:
             found.append(shapes)
     return found[:variants]
 
 
-def _chosen(model: ir.Model, batch: int, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _chosen(
+    model: ir.Model, batch: int, size: int, symbols: dict[str, int]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Shapes for the inputs; equal symbols get equal numbers, an input's first one is its batch."""
-    symbols = contrib.fixed(model)
     for value in model.graph.inputs:
         shape = list(value.shape or ())
         dynamic = [axis for axis, dim in enumerate(shape) if not _is_static(dim)]

@@ -31,6 +31,7 @@ __all__ = [
     "choose_inputs",
     "fold",
     "follow",
+    "given_symbols",
     "is_dynamic",
     "sample",
     "slice_index",
@@ -155,31 +156,42 @@ def choose_inputs(
     Raises:
         UserError: ``given`` names no input or contradicts its static dimensions.
     """
-    names = [name_of(value) for value in model.graph.inputs]
-    for name in given:
-        if name not in names:
-            raise UserError(f"--input {name}: the model's inputs are {', '.join(names)}")
-    symbols = contrib.fixed(model)
+    symbols = given_symbols(model, given)
     chosen = {}
     for value in model.graph.inputs:
-        name = name_of(value)
         shape = list(value.shape) if value.shape is not None else []
-        asked = given.get(name)
-        if asked is not None:
-            _check_given(name, shape, asked)
         for axis, dim in enumerate(shape):
             if not isinstance(dim, int):
-                key = symbol(value, axis)
-                if asked is not None:
-                    symbols[key] = int(asked[axis])
-                shape[axis] = symbols.setdefault(key, _choice(value, axis, variant, longer))
-        chosen[name] = tuple(int(d) for d in (asked if asked is not None else shape))  # type: ignore[arg-type]
+                choice = _choice(value, axis, variant, longer)
+                shape[axis] = symbols.setdefault(symbol(value, axis), choice)
+        name = name_of(value)
+        chosen[name] = tuple(int(d) for d in given.get(name, shape))  # type: ignore[arg-type]
     return chosen
+
+
+def given_symbols(model: ir.Model, given: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the dynamic dimensions that given shapes, and operators, fix for all inputs.
+
+    Raises:
+        UserError: ``given`` names no input or contradicts its static dimensions.
+    """
+    inputs = {name_of(value): value for value in model.graph.inputs}
+    symbols = contrib.fixed(model)
+    for name, asked in given.items():
+        if name not in inputs:
+            raise UserError(f"--input {name}: the model's inputs are {', '.join(inputs)}")
+        shape = inputs[name].shape
+        _check_given(name, [None] * len(asked) if shape is None else list(shape), asked)
+        for axis, dim in enumerate(shape or ()):
+            if not isinstance(dim, int):
+                symbols[symbol(inputs[name], axis)] = int(asked[axis])
+    return symbols
 
 
 def _check_given(name: str, shape: Sequence[object], asked: Sequence[int]) -> None:
     wrong = len(shape) != len(asked) or any(
-        isinstance(have, int) and have != want for have, want in zip(shape, asked, strict=False)
+        have != want if isinstance(have, int) else want < 1
+        for have, want in zip(shape, asked, strict=False)
     )
     if wrong:
         have = ", ".join(map(str, shape))

@@ -6,6 +6,7 @@ from onnxslim_kd import compare, model
 from onnxslim_kd.compare import Reference, difference, outputs_differ, sample_shapes
 from onnxslim_kd.errors import ProofError, UserError
 from onnxslim_kd.passes.strip import infer_prune
+from onnxslim_kd.shapes import choose_inputs
 
 RELU = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, H, W] x, float[N, 8] z) => (float[N, 3, H, W] y) { y = Relu(x) }"""
@@ -41,6 +42,23 @@ def test_given_shapes_win_and_are_checked() -> None:
     assert sample_shapes(load(RELU), 1, {"x": (5, 3, 8, 8)})[0]["x"] == (5, 3, 8, 8)
     with pytest.raises(UserError, match=r"--input x: \[5, 4, 8, 8\] does not fit"):
         sample_shapes(load(RELU), 1, {"x": (5, 4, 8, 8)})
+
+
+def test_a_given_shape_decides_for_inputs_before_and_behind_it() -> None:
+    body = "{ y = Concat<axis = 1>(a, b, c) }"
+    two = load(f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3] a, float[N, 4] b, float[N, 5] c) => (float[N, 12] y) {body}""")
+    found = {"a": (7, 3), "b": (7, 4), "c": (7, 5)}
+    assert choose_inputs(two, {"b": (7, 4)}, 0) == found
+    assert Reference.of(two, given={"b": (7, 4)}).shapes == [found]
+    with pytest.raises(UserError, match=r"--input b: \[0, 4\] does not fit the model's \[N, 4\]"):
+        choose_inputs(two, {"b": (0, 4)}, 0)
+
+
+def test_an_input_of_unknown_rank_takes_any_shape() -> None:
+    free = load("""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[] x) => (float[] y) { y = Relu(x) }""")
+    assert Reference.of(free, given={"x": (2, 3)}).shapes == [{"x": (2, 3)}]
 
 
 def test_shapes_that_the_model_refuses_are_passed_over() -> None:
