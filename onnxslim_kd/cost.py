@@ -98,9 +98,12 @@ def _matmul(node: ir.Node, x: list[Shape], out: Shape) -> int:
 
 def _einsum(node: ir.Node, x: list[Shape], out: Shape) -> int:
     terms = (node.attributes.get_string("equation") or "").replace(" ", "").split("->")[0]
-    sizes: dict[str, int] = {}
+    sizes: dict[object, int] = {}
     for term, shape in zip(terms.split(","), x, strict=True):
-        sizes.update(zip(term, shape, strict=False))
+        before, _, behind = term.partition("...")
+        dotted = range(len(shape) - len(before) - len(behind), 0, -1)  # counted from their end
+        for letter, size in zip((*before, *dotted, *behind), shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
     return prod(sizes.values())
 
 

@@ -75,7 +75,9 @@ class Stamps(BaseModel):
 
 def stamp(settings: str, files: Iterable[Path], others: Iterable[str]) -> Stamp:
     """Return the stamp of a stage that has not run."""
-    inputs = {path.name: file_hash(path) for path in files}
+    inputs: dict[str, str] = {}
+    for path in files:
+        inputs[path.name] = inputs.get(path.name, "") + file_hash(path)  # of several so called
     inputs |= {text: found for text in others if (found := _hash_of(text))}
     return Stamp(version=version("onnxslim-kd"), settings=_short(settings.encode()), inputs=inputs)
 

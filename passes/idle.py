@@ -12,11 +12,11 @@ _END = 2**31 - 1
 
 def passed_on(node: ir.Node) -> ir.Value | None:
     """Return the input that ``node`` passes on as its only used output, None if it does more."""
-    index = _neutral(node) if node.op_type in _NEUTRAL else 0
     rule = IDLE.get(node.op_type) if not node.domain else None
-    if rule is None or index is None or index >= len(node.inputs) or not rule(node):
+    if rule is None or not node.inputs or not rule(node):
         return None
-    return node.inputs[index]
+    index = _neutral(node) if node.op_type in _NEUTRAL else 0
+    return None if index is None else node.inputs[index]
 
 
 def _always(node: ir.Node) -> bool:

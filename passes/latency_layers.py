@@ -256,8 +256,8 @@ def _follow(
     given: Sequence[tuple[str, Shape, bool] | None],
 ) -> None:
     """Let the attributes that count channels follow the shapes."""
-    x, w = operands[0], operands[1]
-    if x is None or w is None or given[0] is None or given[1] is None:
+    x = operands[0]
+    if x is None or given[0] is None:
         return
     group = attributes.get("group", 1)
     if group > 1 and group == x.shape[1]:

@@ -157,18 +157,20 @@ def _student(joined: Joined, spec: LossSpec, wanted: str) -> list[ir.Value]:
     That is for mutual learning, where all networks learn from the labels.
     """
     if losses.LOSSES[spec.kind].alone and not spec.teacher and wanted not in joined.student.values:
-        for name, branch in joined.teachers.items():
-            if wanted.startswith(f"{name}_") and wanted[len(name) + 1 :] in branch.values:
-                return branch.find(wanted[len(name) + 1 :])
+        found = _prefixed(joined, wanted)
+        if found is not None:
+            return [found]
     return joined.student.find(wanted, joined.teachers.values())
 
 
 def _teacher(joined: Joined, wanted: str) -> list[ir.Value]:
     """Find a teacher's value, by its own name or by its name with the prefix."""
-    for name, branch in joined.teachers.items():
-        if wanted.startswith(f"{name}_") and wanted[len(name) + 1 :] in branch.values:
-            return branch.find(wanted[len(name) + 1 :])
+    prefixed = _prefixed(joined, wanted)
+    if prefixed is not None:
+        return [prefixed]
     branches = list(joined.teachers.values())
+    if not branches:
+        raise UserError(f"a loss reads the teacher's value {wanted!r}, and there is no teacher")
     if len(branches) == 1:
         return branches[0].find(wanted, [joined.student])
     found = {}
@@ -183,6 +185,15 @@ def _teacher(joined: Joined, wanted: str) -> list[ir.Value]:
     if not found:
         return branches[0].find(wanted, [joined.student, *branches])
     return found.popitem()[1]
+
+
+def _prefixed(joined: Joined, wanted: str) -> ir.Value | None:
+    """The teacher's value that ``wanted`` names with the teacher's prefix."""
+    for name, branch in joined.teachers.items():
+        own = wanted.removeprefix(f"{name}_")
+        if own != wanted and own in branch.values:
+            return branch.values[own]
+    return None
 
 
 def _mark_new(graph: ir.Graph, known: set[ir.Node], term: str) -> None:

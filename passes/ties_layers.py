@@ -261,7 +261,7 @@ def einsum(t: Channels, node: ir.Node) -> None:
             letters[letter] = ids
             if operand.constant and letter in result and ids is not None:
                 t.produce(ids)
-    for letter in set(letters) - set(result):
+    for letter in (letter for letter in letters if letter not in result):
         places = [
             (i, term.index(letter)) for i, term in enumerate(terms.split(",")) if letter in term
         ]

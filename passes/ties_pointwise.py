@@ -193,10 +193,12 @@ def frozen_axis(default: int) -> Rule:
 
     def rule(t: Channels, node: ir.Node) -> None:
         x = t.need(0)
-        number = t.shapes.number.get(node.inputs[1]) if node.op_type == "CumSum" else None  # type: ignore[arg-type]
-        axis = (
-            int(number.item()) if number is not None else node.attributes.get_int("axis", default)
-        )
+        axis = node.attributes.get_int("axis", default)
+        if node.op_type == "CumSum":
+            number = t.shapes.number.get(node.inputs[1])  # type: ignore[arg-type]
+            if number is None:
+                raise Unsupported("its axis is not constant")
+            axis = int(number.item())
         axis %= len(x.shape)
         t.freeze([b for b in x.layout if axis in b.axes], "its order along the axis matters")
         for index in range(len(node.outputs)):

@@ -96,6 +96,15 @@ def test_identities(name: str) -> None:
     assert outputs_differ(before, after) is None
 
 
+def test_a_users_operator_is_not_taken_for_onnxs() -> None:
+    net = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17, "my" : 1]>'
+        " g (float[N,4] x) => (float[N,4] y) { a = my.Mul(x) y = Relu(a) }"
+    )
+    remove_identities(net)
+    assert [node.op_type for node in net.graph] == ["Mul", "Relu"]
+
+
 def test_dropout_in_training_stays() -> None:
     loaded = load(TRAINING)
     remove_identities(loaded)

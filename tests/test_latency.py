@@ -304,6 +304,19 @@ def test_depthwise_groups_follow_the_width(tmp_path: Path) -> None:
     assert all(p.operands[0][1][1] == dict(p.attributes)["group"] for p in deep)
 
 
+def test_a_layer_of_one_operand_is_measured(tmp_path: Path) -> None:
+    case = Case(
+        'a = Conv(x, w1) b = Einsum<equation="nchw->nhwc">(a) y = MatMul(b, w2)',
+        "float[32,3,3,3] w1, float[32,4] w2",
+        outputs="float[N,6,6,4] y",
+    )
+    analysis = analyse(build(case))
+    ranked, _, _ = prune.rank(analysis, Choice(pattern="w1"))
+    survey = Survey(analysis, [menu(c, 16) for c in ranked], analysis.shapes)
+    table = Table(lambda probes: [1e-3] * len(probes), HERE, tmp_path)
+    assert len(survey.layers({WHOLE: 1.0}, table)) == 3
+
+
 # -------------------------------------------------------------------------- the table
 
 

@@ -165,6 +165,12 @@ def test_a_model_that_mixes_samples_is_not_freed():
         free_batch(text(source))
 
 
+def test_a_number_for_all_samples_is_not_freed():
+    source = HEADER.format(opset=17) + "m (float[1,4] x) => (float y) { y = ReduceMean(x) }"
+    with pytest.raises(ProofError, match="output 'y' of a batch of two differs"):
+        free_batch(text(source.replace("Mean", "Mean<keepdims=0>")))
+
+
 def test_only_a_fixed_batch_can_be_freed():
     assert has_fixed_batch(net(batch=1))
     assert not has_fixed_batch(net())

@@ -7,7 +7,7 @@ import pytest
 from merge_models import net, run
 
 from onnxslim_kd import roles
-from onnxslim_kd.errors import NotFoundError
+from onnxslim_kd.errors import NotFoundError, UserError
 from onnxslim_kd.passes.losses import LOSSES
 from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.verify_merge import verify_merge
@@ -54,3 +54,10 @@ def test_a_loss_on_labels_may_stand_on_a_teacher():
         np.testing.assert_allclose(got[name], -log[range(4), feeds["label"]].mean(), rtol=1e-5)
     with pytest.raises(NotFoundError, match="teacher_yy"):
         merge(net(), net(seed=1), ["ce:teacher_yy"])
+
+
+def test_without_a_teacher_losses_on_labels_are_all_there_is():
+    merged = merge(net(), {}, ["ce:y"])
+    assert [value.name for value in merged.graph.outputs] == ["y", "loss", "ce"]
+    with pytest.raises(UserError, match="reads the teacher's value 'y', and there is no teacher"):
+        merge(net(), {}, ["l2:y=y"])

@@ -16,7 +16,7 @@ from onnxslim_kd.stages import STAGES
 from onnxslim_kd.stages_graph import Export, InferPrune, Merge, Prune
 from onnxslim_kd.stages_measure import Bench, Eval, Search, Sensitivity
 from onnxslim_kd.stages_train import Calibrate, Train
-from onnxslim_kd.stamps import Stamps
+from onnxslim_kd.stamps import Stamps, stamp
 from onnxslim_kd.training.config import TrainConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -114,6 +114,17 @@ def test_another_version_runs_everything_again(tmp_path):
     old = stamps.stages["net"].model_copy(update={"version": "0.0.1"})
     Stamps(stages=stamps.stages | {"net": old}).save(folder)
     assert events(config, folder)["net"] == "it was made by version 0.0.1"
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    files = [tmp_path / folder / "labels.npz" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_bytes(b"before")
+    before = stamp("", files, [])
+    files[0].write_bytes(b"after")
+    assert before.inputs.keys() == stamp("", files, []).inputs.keys() == {"labels.npz"}
+    assert before != stamp("", files, [])
 
 
 def test_a_stage_that_failed_runs_again(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
+from onnxslim_kd.cost import cost
 from onnxslim_kd.passes.ties import RULES
 from onnxslim_kd.proof import structure
 from tests.models import MODELS, Case, build
@@ -123,6 +124,27 @@ def test_dims_go_inside_of_fused_attention(name: str, units: dict[str, int]) -> 
     done = api.prune(build(MODELS[name]), ALL, reading=dims)
     node = next(n for n in done.model.graph if n.op_type == "Attention")
     assert ("scale" in node.attributes) == (units["w1"] > 1)
+
+
+def test_a_sum_along_an_axis_that_is_not_known_pins() -> None:
+    case = Case(
+        "a = Conv(x, w1) b = CumSum(a, k) y = Conv(b, w2)",
+        "float[8,3,3,3] w1, float[4,8,3,3] w2",
+        inputs="float[N,3,8,8] x, int32 k",
+    )
+    (refusal,) = api.plan(build(case), Choice(pattern="w1")).refused
+    assert refusal.reason == "CumSum CumSum_1: its axis is not constant"
+
+
+def test_the_macs_of_products_with_dots() -> None:
+    case = Case(
+        'a = Einsum<equation="...ij,...jk->...ik">(x, z) y = Einsum<equation="...ij->...i">(a)',
+        "",
+        inputs="float[2,3,4,5] x, float[1,3,5,6] z",
+        outputs="float[2,3,4] y",
+    )
+    per_node = cost(build(case)).per_node
+    assert list(per_node.values()) == [2 * 3 * 4 * 5 * 6, 2 * 3 * 4 * 6]
 
 
 def test_a_freed_output_loses_channels() -> None:
