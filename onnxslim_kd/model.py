@@ -12,8 +12,9 @@ from onnxslim_kd.access import constant, dims, has_rank, name_of, new_initialize
 from onnxslim_kd.errors import ModelError, OnnxSlimError
 from onnxslim_kd.inference import SMALL, infer_shapes, without_weights
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.normalise import IR_VERSIONS, OPSET, adopt, normalised, raise_opset
+from onnxslim_kd.normalise import IR_VERSIONS, adopt, normalised, raise_opset
 from onnxslim_kd.opening import ModelLike, called, read
+from onnxslim_kd.raising import OPSET
 from onnxslim_kd.refusals import refuse_unsupported
 from onnxslim_kd.saving import (
     TWO_GB,

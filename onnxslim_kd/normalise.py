@@ -7,22 +7,15 @@
 5. Shapes are inferred on a copy without weights.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxslim_kd.access import dims, graphs, has_rank
-from onnxslim_kd.errors import ModelError
 from onnxslim_kd.inference import infer_shapes, without_weights
+from onnxslim_kd.raising import OPSET, raise_message
 
-OPSET = 17
-"""The lowest opset that passes see; older models are raised to it."""
 IR_VERSIONS = (8, 13)
 """The IR versions written: 8 is opset 17's own, 13 the newest that ONNX Runtime 1.31 loads."""
-_PARK = "onnxslim_kd.parked"
 
 
 def normalised(model: ir.Model, *, typed: bool = False) -> None:
@@ -67,116 +60,6 @@ def raise_opset(model: ir.Model, lowest: int = OPSET) -> None:
         with without_weights(model) as proto:
             raise_message(proto, lowest)
         adopt(model, ir.serde.deserialize_model(proto))
-
-
-def raise_message(proto: onnx.ModelProto, lowest: int = OPSET) -> None:
-    """Do the same to a message; where it is refused, it stays as it was.
-
-    Raises:
-        ModelError: An operator has no newer form.
-    """
-    own = next((entry for entry in proto.opset_import if not entry.domain), None)
-    if own is None or own.version >= lowest:
-        return
-    if any(_changes(operator, own.version, lowest) for operator in _operators(proto.graph)):
-        _convert(proto, own.version, lowest)
-    own.version = lowest
-
-
-def _operators(graph: onnx.GraphProto) -> set[str]:
-    """ONNX's own operators in a graph and its bodies."""
-    return {node.op_type for g in graphs_of(graph) for node in g.node if not node.domain}
-
-
-def _changes(operator: str, version: int, newer: int) -> bool:
-    """Tell whether ``operator`` is defined anew between two opsets."""
-    if not onnx.defs.has(operator, version):
-        return False
-    old, new = (onnx.defs.get_schema(operator, v).since_version for v in (version, newer))
-    return bool(old != new)
-
-
-def _convert(proto: onnx.ModelProto, version: int, newer: int) -> None:
-    with _parked(proto, version):
-        try:
-            raised = onnx.version_converter.convert_version(proto, newer)
-        except (RuntimeError, ValueError) as error:
-            what = f"opset {version} cannot be raised to {newer}: {error}"
-            raise ModelError(what) from error
-    _leave(raised.graph)
-    _carry_notes(proto.graph, raised.graph)
-    proto.graph.CopyFrom(raised.graph)
-
-
-@contextmanager
-def _parked(proto: onnx.ModelProto, version: int) -> Iterator[None]:
-    """Hide operators from the converter that their opset does not have.
-
-    ONNX Runtime writes its LayerNormalization and SimplifiedLayerNormalization into files of any
-    opset; at 17 the first is ONNX's own.
-    """
-    unknown = {name for name in _operators(proto.graph) if not onnx.defs.has(name, version)}
-    if not unknown:
-        yield
-        return
-    for graph in graphs_of(proto.graph):
-        for node in graph.node:
-            if node.op_type in unknown and not node.domain:
-                node.domain = _PARK
-    proto.opset_import.add(domain=_PARK, version=1)
-    try:
-        yield
-    finally:
-        proto.opset_import.pop()
-        _leave(proto.graph)
-
-
-def _leave(graph: onnx.GraphProto) -> None:
-    """Give parked nodes their domain back."""
-    for inner in graphs_of(graph):
-        for node in inner.node:
-            if node.domain == _PARK:
-                node.domain = ""
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Give a graph and every body inside of it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from graphs_of(inner)
-
-
-def _carry_notes(old: onnx.GraphProto, new: onnx.GraphProto) -> None:
-    """Copy what the converter drops: metadata, quantisation annotations, a weight's doc string."""
-    new.metadata_props.extend(old.metadata_props)
-    new.quantization_annotation.extend(old.quantization_annotation)
-    for notes in (_values, _nodes):
-        known = {name: it for name, it in notes(old) if it.metadata_props or it.doc_string}
-        for name, it in notes(new) if known else ():
-            if name in known:
-                it.metadata_props.extend(known[name].metadata_props)
-            if name in known and known[name].doc_string:
-                it.doc_string = known[name].doc_string
-
-
-def _values(
-    graph: onnx.GraphProto,
-) -> Iterator[tuple[str, onnx.ValueInfoProto | onnx.TensorProto]]:
-    for inner in graphs_of(graph):
-        for info in (*inner.input, *inner.output, *inner.value_info):
-            yield info.name, info
-        for tensor in inner.initializer:
-            yield tensor.name, tensor
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """The nodes, by their first outputs."""
-    for inner in graphs_of(graph):
-        for node in inner.node:
-            if node.output:
-                yield node.output[0], node
 
 
 def adopt(model: ir.Model, other: ir.Model) -> None:
@@ -228,6 +111,8 @@ def _explicit_pads(model: ir.Model) -> None:
             continue
         strides = node.attributes.get_ints("strides") or [1] * len(size)
         dilations = node.attributes.get_ints("dilations") or [1] * len(size)
+        if node.op_type != "Conv" and max(dilations) > 1:
+            continue  # ONNX Runtime pads poolings as if they had none
         begin, end = [], []
         for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
             assert n is not None and k is not None

@@ -15,7 +15,8 @@ from onnxslim_kd import mapped
 from onnxslim_kd.access import graphs
 from onnxslim_kd.errors import ModelError, UserError
 from onnxslim_kd.inference import SMALL, inferred, set_types
-from onnxslim_kd.normalise import graphs_of, raise_message, written_version
+from onnxslim_kd.normalise import written_version
+from onnxslim_kd.raising import graphs_of, raise_message
 from onnxslim_kd.refusals import refuse_external, refuse_form, tensors
 from onnxslim_kd.wire import Buffer
 
