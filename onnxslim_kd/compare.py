@@ -200,17 +200,20 @@ class Reference:
     def rounding(self, model: ir.Model) -> float:
         """Return how far ``model``, whose outputs these are, moves when it is rounded otherwise.
 
-        Every float it is fed or holds is moved by up to one unit in the last place. What such a
-        step does to an output cannot be told from the rounding of another order of sums. The
-        weights of ``model`` stay moved.
+        Every float it is fed, and every weight that is more than a vector (a scale of Resize is
+        not one), is moved by up to one unit in the last place. What such a step does to an output
+        cannot be told from the rounding of another order of sums. The weights stay moved.
         """
-        floats = [{k: v for k, v in held.items() if v.dtype.kind == "f"} for held in self.outputs]
+        floats = [
+            {k: v for k, v in held.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+            for held in self.outputs
+        ]
         largest = 0.0
         for seed in range(_DRAWS):
             random = np.random.default_rng(seed)
             for tensor in model.graph.initializers.values():
                 held = tensor.const_value
-                if held is not None and held.dtype.is_floating_point():
+                if held is not None and len(held.shape) > 1 and held.dtype.is_floating_point():
                     tensor.const_value = ir.Tensor(_nudged(held.numpy(), random), held.dtype)
             feeds = tuple({k: _nudged(v, random) for k, v in feed.items()} for feed in self.feeds)
             largest = max(largest, Reference(feeds, tuple(floats)).worst(model))
@@ -286,10 +289,11 @@ def difference(name: str, want: Array | list[Any], got: Any) -> float:
 
 
 def _nudged(array: Array, random: np.random.Generator) -> Array:
+    """Move floats towards zero, where nothing overflows and an infinity stays one."""
     if array.dtype.kind != "f":
         return array
-    steps = np.asarray(random.uniform(-1, 1, array.shape), array.dtype)
-    return np.asarray(array + array * steps * np.finfo(array.dtype).eps)
+    steps = 1 - np.finfo(array.dtype).eps * np.asarray(random.uniform(0, 1, array.shape))
+    return np.asarray(array * steps.astype(array.dtype))
 
 
 def _of_sequence(name: str, want: list[Any], got: Any) -> float:

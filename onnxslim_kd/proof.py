@@ -17,7 +17,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd import decisions
 from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.decisions import Decisions
 from onnxslim_kd.errors import PassError, ProofError
 from onnxslim_kd.model import name_of, new_initializer, without_weights
 from onnxslim_kd.passes.channels import Consumption, Ids
@@ -46,6 +48,8 @@ class Proof:
     tolerance: float
     rounding: float = 0.0
     """How far the original itself moves when it is rounded otherwise, where that was asked."""
+    same_decisions: bool = False
+    """Whether both were given what the original's TopK, ArgMax or comparisons decide."""
 
     def __str__(self) -> str:
         runs = " and ".join(
@@ -57,6 +61,7 @@ class Proof:
             f"{self.outputs} output{'s' * (self.outputs != 1)} and {self.inner_values} inner"
             f" value{'s' * (self.inner_values != 1)} equal the silenced original's"
             f" to {self.error:.1e} (limit {self.tolerance:.0e}{why}) for {runs}"
+            f"{', given its decisions (TopK, comparisons)' * self.same_decisions}"
         )
 
 
@@ -70,6 +75,7 @@ class Silenced:
     outputs: int
     given: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Input shapes that the user gave."""
+    decisions: Decisions = field(default_factory=Decisions)
 
 
 def structure(model: ir.Model) -> None:
@@ -134,7 +140,7 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
         ProofError: They differ, or one of them does not run; the message says what to do.
     """
     reference = Reference.of(silenced.model, given=silenced.given)
-    graph = pruned.graph
+    graph, decided = pruned.graph, silenced.decisions
     values = ir.convenience.create_value_mapping(graph)
     names = {out: inner for out, inner in silenced.names.items() if inner in values}
     kept = [
@@ -144,15 +150,21 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
     tolerance = max([TOLERANCE, *(_NARROW.get(v.dtype, 0.0) for v in values.values())])  # type: ignore[arg-type]
     n_outputs = len(graph.outputs)
     taps = [values[inner] for inner in names.values()]
+    compared = Reference(reference.feeds, tuple(kept))
+    held = False
     try:
         graph.outputs.extend(v for v in taps if not v.is_graph_output())
-        error = Reference(reference.feeds, tuple(kept)).worst(pruned, names)
+        error = _worst(compared, pruned, names, stop=not decided.answers)
+        if not error <= tolerance and decided.answers:
+            held, twin = True, pruned.clone()
+            compared = decisions.hold(decided, compared, silenced.model, twin)
+            error = compared.worst(twin, names)
     finally:
         while len(graph.outputs) > n_outputs:
             graph.outputs.pop()
     rounding = 0.0
     if not error <= tolerance:
-        rounding = reference.rounding(silenced.model)
+        rounding = compared.rounding(silenced.model)
         tolerance = max(tolerance, min(ROUNDINGS * rounding, LARGEST))
     if not error <= tolerance:
         raise ProofError(
@@ -161,7 +173,17 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
         )
     shapes = tuple(dict(s) for s in reference.shapes)
     inner = len(names) - silenced.outputs
-    return Proof(shapes, silenced.outputs, inner, error, tolerance, rounding)
+    return Proof(shapes, silenced.outputs, inner, error, tolerance, rounding, held)
+
+
+def _worst(reference: Reference, model: ir.Model, names: Mapping[str, str], *, stop: bool) -> float:
+    """The largest difference; infinity where there is none to speak of, unless that is the end."""
+    try:
+        return reference.worst(model, names)
+    except ProofError:
+        if stop:
+            raise
+        return float("inf")
 
 
 # ------------------------------------------------------------------------- silencing
@@ -193,7 +215,8 @@ def silence(analysis: Analysis, removed: Ids) -> Silenced:
         if gathered is not None:
             model.graph.outputs.append(gathered)
             names[name_of(gathered)] = name_of(value)
-    return Silenced(model, names, outputs, analysis.given)
+    found = decisions.find(analysis.model.graph, lambda value: not work.loses(value))
+    return Silenced(model, names, outputs, analysis.given, found)
 
 
 def _taps(analysis: Analysis, gone: Array) -> list[ir.Value]:
@@ -221,6 +244,11 @@ class _Silencer:
             if block.axes == (axis,) and self.gone[block.ids].any():
                 return np.flatnonzero(~self.gone[block.ids])
         return None
+
+    def loses(self, value: ir.Value) -> bool:
+        """Tell whether some of a value's channels are removed."""
+        blocks = self.analysis.channels.layout.get(value, ())
+        return any(self.gone[block.ids].any() for block in blocks)
 
     def consume(self, consumption: Consumption, copy: ir.Node) -> None:
         """Silence the removed channels where ``copy`` computes over them."""

@@ -17,6 +17,17 @@ FLAT = Case(
 )
 """A norm over what is nearly the same everywhere blows its rounding up."""
 
+RANKED = Case(
+    "big = Constant<value_float=3000.0>() b = Add(x, big) h = Conv(b, w1) g = Conv(h, w2)"
+    " flat = Constant<value_ints=[0,-1]>() score = Reshape(g, flat)"
+    " k = Constant<value_ints=[1936]>() best, which = TopK(score, k)"
+    " f = Conv(x, w3) feature = Reshape(f, flat) y = GatherElements<axis=1>(feature, which)",
+    "float[96,3,1,1] w1, float[4,96,3,3] w2, float[4,3,3,3] w3",
+    inputs="float[N,3,24,24] x",
+    outputs="float[N,1936] y",
+)
+"""Scores so close to each other that rounding decides their order, and an output in that order."""
+
 
 def cut(case: Case, seed: int = 0) -> tuple[ir.Model, api.Pruned]:
     model = build(case, seed)
@@ -67,3 +78,19 @@ def test_a_wrong_number_is_found_in_spite_of_rounding() -> None:
     model, result = cut(FLAT)
     with pytest.raises(ProofError, match="not the silenced original"):
         api.verify(model, result.plan, shifted(result.model, "wshift", 0.3))
+
+
+def test_what_rounding_decides_is_decided_once() -> None:
+    model, result = cut(RANKED)
+    proof = api.verify(model, result.plan, result.model)
+    assert proof.same_decisions and proof.error < TOLERANCE == proof.tolerance
+    assert str(proof).endswith("given its decisions (TopK, comparisons)")
+    assert [value.name for value in result.model.graph.inputs] == ["x"]
+    assert [value.name for value in result.model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("weight", ["w1", "w2", "w3"])
+def test_a_wrong_number_before_and_after_a_decision_is_found(weight: str) -> None:
+    model, result = cut(RANKED)
+    with pytest.raises(ProofError, match="not the silenced original"):
+        api.verify(model, result.plan, shifted(result.model, weight, 0.3))
