@@ -16,7 +16,6 @@ from math import inf, prod
 
 import numpy as np
 import onnx_ir as ir
-import scipy.linalg
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import constant, dims, name_of, new_initializer
@@ -249,6 +248,8 @@ def _update(node: ir.Node, rows: _Rows) -> Corrected:
 
 def _fits_of(rows: _Rows, flat: Array, *, intercept: bool) -> Iterator[tuple[Array, Array]]:
     """Ridge regressions towards the weights that are there, for every strength."""
+    from scipy.linalg import solve  # slow to import, and few ask for it
+
     x, y = rows.inputs[: rows.fit], rows.wanted[: rows.fit]
     mean_x, mean_y = (x.mean(0), y.mean(0)) if intercept else (np.zeros(1), np.zeros(1))
     x = x - mean_x.astype(np.float32)
@@ -261,7 +262,7 @@ def _fits_of(rows: _Rows, flat: Array, *, intercept: bool) -> Iterator[tuple[Arr
         if ridge < inf:
             damped = gram + ridge * scale * np.eye(len(gram))
             right = rest if wide else x.T @ rest
-            change = scipy.linalg.solve(damped, right.astype(np.float64), assume_a="pos")
+            change = solve(damped, right.astype(np.float64), assume_a="pos")
             change = x.T @ change if wide else change
         new = flat + change
         yield new, (mean_y - mean_x @ new if intercept else np.zeros(new.shape[1]))

@@ -12,7 +12,6 @@ from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
-from scipy.spatial.distance import cdist
 
 from onnxslim_kd import contrib
 from onnxslim_kd.errors import UserError
@@ -135,6 +134,8 @@ def lamp(analysis: Analysis, parameter: Parameter) -> Scores:
 
 def geometric_median(analysis: Analysis, parameter: Parameter) -> Scores:
     """Sum of distances to all other filters (He et al. 2019, FPGM): redundant ones score low."""
+    from scipy.spatial.distance import cdist  # slow to import, and few ask for it
+
     found = weights(parameter)
     return np.asarray(cdist(found, found).sum(axis=1))
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from onnxslim_kd.access import bytes_of, extents_of
 from onnxslim_kd.bench import Setting
@@ -225,6 +224,8 @@ def _places(candidate: Candidate) -> Scores:
 
 def _slopes(curve: Curve, size: int, places: Scores) -> Scores:
     """The loss of every unit by a convex curve below the points; beyond them, infinite."""
+    from scipy.optimize import isotonic_regression  # slow to import, and few ask for it
+
     ratios, losses = np.array([(0.0, 0.0), *sorted(curve)]).T
     shares = np.arange(size + 1) / size
     rises = np.diff(np.interp(shares, ratios, np.maximum.accumulate(np.maximum(losses, 0))))

@@ -266,6 +266,15 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert float(seconds) < 0.4
 
 
+def test_pruning_imports_what_it_needs_and_no_more() -> None:
+    code = (
+        "import sys; from onnxslim_kd import api;"
+        "print({'torch', 'onnxruntime', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_seeded_noise_is_the_same_everywhere(model: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for path in paths:
