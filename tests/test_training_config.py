@@ -91,3 +91,5 @@ def test_warm_up_rises_from_zero_and_then_the_schedule_begins():
     found = rates(kind="linear", warmup=2)
     assert found[:3] == pytest.approx([0, 0.05, 0.1])
     assert found[6] == pytest.approx(0.05) and found[10] == pytest.approx(0)
+    found = rates(kind="piecewise", boundaries=(4,), values=(0.4, 0.2), warmup=2)
+    assert found[:5] == pytest.approx([0, 0.2, 0.4, 0.4, 0.2])

@@ -16,7 +16,7 @@ class Schedule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind = "cosine"
     warmup: float = Field(default=0.0, ge=0)
-    """Epochs over which the rate rises from 0 to its own."""
+    """Epochs over which the rate rises from 0 to what the schedule then begins with."""
     boundaries: tuple[float, ...] = ()
     """piecewise: the epochs at which the next value begins."""
     values: tuple[float, ...] = ()
@@ -38,10 +38,10 @@ class Schedule(BaseModel):
 
     def rate(self, lr: float, epoch: float, epochs: int) -> float:
         """Return the learning rate at ``epoch`` (with its fraction) of ``epochs``."""
-        if epoch < self.warmup:
-            return lr * epoch / self.warmup
-        done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
-        return SHAPES[self.kind](self, lr, epoch, min(done, 1.0))
+        begun = max(epoch, self.warmup)
+        done = (begun - self.warmup) / max(epochs - self.warmup, 1e-9)
+        rate = SHAPES[self.kind](self, lr, begun, min(done, 1.0))
+        return rate if epoch >= self.warmup else rate * epoch / self.warmup
 
 
 def _piecewise(schedule: Schedule, lr: float, epoch: float, done: float) -> float:
