@@ -268,6 +268,8 @@ def test_resize_agrees_with_pillow():
         ("normalize=0:0", "the deviations must be above 0"),
         ("gray=3", "it takes no value"),
         ("colour=1", "give a strength from 0 to below 1"),
+        ("nhwc, flip", "flip must come before nhwc"),
+        ("normalize=imagenet,colour=0.4", "colour must come before normalize"),
     ],
 )
 def test_wrong_lines_are_refused_before_anything_runs(line, message):

@@ -38,14 +38,26 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         self._steps()
+        for place, name in enumerate(self.names):
+            for late in self.names[place + 1 :]:
+                if late in NOT_AFTER.get(name, ()):
+                    raise UserError(f"preprocess: {late} must come before {name}")
+
+    def _parts(self) -> list[str]:
+        return [part.strip() for part in self.line.split(",") if part.strip()]
 
     def _steps(self) -> "list[Step]":
-        return [_step(part.strip()) for part in self.line.split(",") if part.strip()]
+        return [_step(part) for part in self._parts()]
+
+    @property
+    def names(self) -> list[str]:
+        """The steps without their values."""
+        return [part.partition("=")[0] for part in self._parts()]
 
     @property
     def is_random(self) -> bool:
         """Whether training samples differ from epoch to epoch."""
-        return any(part.split("=")[0].strip() in RANDOM for part in self.line.split(","))
+        return not RANDOM.isdisjoint(self.names)
 
     def __call__(self, sample: Sample, rng: Rng | None = None) -> Sample:
         """Return the sample, changed; chance comes from ``rng``, None means none (evaluation)."""
@@ -307,5 +319,7 @@ STEPS: dict[str, Callable[[str], Step]] = {
     "gray": _channels(1),
     "rgb": _channels(3),
     "bgr": _rearranged(lambda image: image.flip(0)),
-    "nhwc": _rearranged(lambda image: image.movedim(0, -1)),  # last: the others want channels first
+    "nhwc": _rearranged(lambda image: image.movedim(0, -1)),
 }
+NOT_AFTER = {"nhwc": frozenset(STEPS), "normalize": frozenset({"colour"})}
+"""What the others would spoil: they want channels first, colour wants numbers from 0 to 1."""
