@@ -125,30 +125,34 @@ import numpy as np
 from onnxslim_kd.training.datasets import open_source
 
 order = np.random.default_rng([3, 0]).permutation(1437)  # of seed 3, epoch 0
-BAD = {*order[16:32].tolist(), *order[70:90].tolist(), *order[96:128].tolist()}
+SOME = set(order[70:88].tolist())
+PARTS = SOME | {*order[16:32].tolist(), *order[96:128].tolist()}
 
 class Unreadable:
-    '''Bad: one part of step 0, some of step 2, all of step 3.'''
+    '''Bad: some of step 2, of each part another count; PARTS: of step 0 one part, all of 3.'''
 
-    def __init__(self):
-        self.source = open_source("digits")
+    def __init__(self, bad="PARTS"):
+        self.source, self.bad = open_source("digits"), globals()[bad]
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, index):
-        if index in BAD:
+        if index in self.bad:
             raise OSError("torn")
         return self.source.sample(index, [0])
 """
 
 
-def test_a_process_with_nothing_to_read_follows_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("bad", "bn"), [("PARTS", ["--bn", "frozen"]), ("SOME", ["--set", "sync_bn=true"])]
+)
+def test_a_process_with_less_or_nothing_to_read_follows_the_others(tmp_path, monkeypatch, bad, bn):
     (tmp_path / "unreadable.py").write_text(UNREADABLE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     model_io.save(classifier(), tmp_path / "net.onnx")
-    data = ["--data", "unreadable:Unreadable", "--batch-size", "32", "--max-bad", "100"]
-    options = ["net.onnx", *OPTIONS, *data, "--bn", "frozen"]
+    data = ["--data", f"unreadable:Unreadable?bad={bad}", "--batch-size", "32", "--max-bad", "100"]
+    options = ["net.onnx", *OPTIONS, *data, *bn]
     run(tmp_path, *options, "-o", "one.onnx")
     run(tmp_path, *options, "-o", "two.onnx", launcher=TORCHRUN)
     one, two = (numbers(model_io.load(tmp_path / name)) for name in ("one.onnx", "two.onnx"))
@@ -164,5 +168,5 @@ def test_synchronised_statistics_need_a_sample_of_every_process(tmp_path, monkey
     data = ["--data", "unreadable:Unreadable", "--batch-size", "32", "--max-bad", "100"]
     options = ["net.onnx", "-o", "out.onnx", *OPTIONS, *data, "--set", "sync_bn=true"]
     done = launch(tmp_path, *options, launcher=TORCHRUN)
-    assert "process 1 can read no sample of a batch, and sync_bn needs one" in done.stderr
+    assert "process 1 can read 0 samples of a batch, and sync_bn needs 1" in done.stderr
     assert done.returncode != 0 and not (tmp_path / "out.onnx").exists()

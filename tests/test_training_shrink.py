@@ -5,6 +5,7 @@ import pytest
 import torch
 from training_models import classifier, numbers, pair
 
+from onnxslim_kd import model as model_io
 from onnxslim_kd.errors import NotFoundError, UserError
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.training import config as configs
@@ -83,6 +84,15 @@ def test_a_resumed_run_replays_the_cuts(tmp_path):
     assert undisturbed.keys() == resumed.keys()
     for name, value in undisturbed.items():
         assert np.array_equal(value, resumed[name]), name
+
+
+def test_the_best_model_is_of_the_width_that_the_last_cut_left(tmp_path):
+    cut = {"epoch": 3, "pattern": "conv1", "ratio": 0.75}
+    outcome = fit(classifier(8), cuts=[cut], checkpoint=tmp_path)
+    scores = [record["top1"] for record in outcome.history]
+    assert scores[-1] < max(scores)  # the cut cost more than one epoch brings back
+    best = numbers(model_io.load(tmp_path / "best.onnx"))
+    assert best["conv1_weights"].shape == numbers(outcome.model)["conv1_weights"].shape
 
 
 def test_a_cut_that_matches_nothing_is_refused():

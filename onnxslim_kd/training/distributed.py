@@ -1,4 +1,4 @@
-"""Many processes as one: each takes its part of the batch, gradients are averaged.
+"""Many processes as one: each takes its part of the batch, gradients are added up.
 
 A process counts by the samples of its part that can be read, and takes part with none as well.
 
@@ -39,38 +39,29 @@ class World:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def average(self, parameters: Sequence[nn.Parameter], weight: float) -> bool:
-        """Replace the gradients by their means over all processes, in one message a type.
+    def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace the gradients by their sums over all processes, in one message a type.
 
         Args:
             parameters: The same ones in every process. One without gradient here gets that of the
                 others, and stays without where no process has one.
-            weight: How much this process counts.
-
-        Returns:
-            Whether any process counts.
         """
         if self.size == 1:
-            return weight > 0
-        given = [weight, *(float(parameter.grad is not None) for parameter in parameters)]
-        sums = torch.tensor(given, device=self.device)
-        dist.all_reduce(sums)
-        total, *owners = sums.tolist()
-        if total == 0:
-            return False
-        held = [each for each, count in zip(parameters, owners, strict=True) if count]
+            return
+        given = [float(parameter.grad is not None) for parameter in parameters]
+        owners = torch.tensor(given, device=self.device)
+        dist.all_reduce(owners)
+        held = [each for each, count in zip(parameters, owners.tolist(), strict=True) if count]
         for parameter in held:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._add_up([each.grad for each in held if each.grad is not None], weight / total)
-        return True
+        self._add_up([each.grad for each in held if each.grad is not None])
 
     @staticmethod
-    def _add_up(tensors: Sequence[Tensor], share: float) -> None:
-        """Replace each tensor by the sum of all processes' ones times their shares, in place."""
+    def _add_up(tensors: Sequence[Tensor]) -> None:
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.reshape(-1) for tensor in same]) * share
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
             dist.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in same])
             for tensor, part in zip(same, parts, strict=True):

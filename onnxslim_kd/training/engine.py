@@ -134,6 +134,7 @@ class Run:
                 self.plant.lowered.write_back(self.plant.model)
             plan = shrink.decide(self.plant.model, cut)
             self._replant(plan, self.plant.state())
+            self.best = None  # a wider model is no measure for what comes now
 
     def _replant(self, plan: Plan, state: Mapping[str, Tensor] | None = None) -> None:
         """Go on with the model that ``plan`` makes of the present one."""
@@ -155,15 +156,17 @@ class Run:
         optim.set_rate(plant.optimizer, self._rate())
         plant.optimizer.zero_grad()
         sums: dict[str, Any] = {}
+        total = sum(self.world.gather(len(batch)))
         for piece in plant.pieces(batch, number):
             loss, terms = plant.loss(piece, self.epoch)
             if not bool(loss.isfinite()):
                 raise OperationError(self._diagnosis(loss, piece.feeds))
-            plant.scaler.scale(loss * piece.share).backward()
+            # Weighted before gradients cross processes, as they do inside of sync_bn.
+            plant.scaler.scale(loss * piece.share * (len(batch) / total)).backward()
             for name, term in {"loss": loss.detach(), **terms}.items():
                 sums[name] = sums.get(name, 0.0) + term * piece.share
-        parameters = list(plant.lowered.parameters_by_name.values())
-        if self.world.average(parameters, len(batch)):
+        if total:
+            self.world.add_up(list(plant.lowered.parameters_by_name.values()))
             self._report_unreached()
             plant.update(number)
         return sums

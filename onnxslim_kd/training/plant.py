@@ -78,10 +78,10 @@ class Plant:
         Unreadable samples are missing; where all are, there is no piece.
 
         Raises:
-            OperationError: There is none, and BatchNormalization waits for this process's part.
+            OperationError: There are too few, and sync_bn waits for this process's part.
         """
+        self._check_missing(batch)
         if len(batch) == 0:
-            self._check_missing(batch)
             return
         check_batch(batch, self.objective.classes)
         batch, mix = self.objective.mixed(batch, [self.config.seed, number, self.world.rank])
@@ -97,10 +97,13 @@ class Plant:
             yield Piece(held, own, mix, len(numbers) / len(batch))
 
     def _check_missing(self, batch: Batch) -> None:
-        if self.config.sync_bn and self.world.size > 1:
+        """Refuse fewer samples than pieces: the other processes would wait for sums over all."""
+        needed = self.config.accumulate
+        if self.config.sync_bn and self.world.size > 1 and len(batch) < needed:
             raise OperationError(
-                f"process {self.world.rank} can read no sample of a batch, and sync_bn needs one;"
-                f" mend the data (the first: {batch.bad[0][1]}) or make batch_size larger"
+                f"process {self.world.rank} can read {len(batch)} samples of a batch, and sync_bn"
+                f" needs {needed}; mend the data (the first: {batch.bad[0][1]}) or make batch_size"
+                f" larger"
             )
 
     def _taught(self, feeds: Values, indices: Sequence[int] | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
@@ -34,8 +33,10 @@ class SyncBatchNorm(Modal):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         kind, x = x.dtype, x.float() if x.element_size() < 4 else x  # sums in bf16 lose too much
-        count = x.numel() // x.shape[1] * dist.get_world_size()
-        mid = all_reduce(x.sum(axes)) / count  # type: ignore[no-untyped-call]
+        own = x.new_full((1,), x.numel() // x.shape[1])  # an unreadable sample is missing
+        sums = all_reduce(torch.cat([x.sum(axes), own]))  # type: ignore[no-untyped-call]
+        count = sums[-1]
+        mid = sums[:-1] / count
         centred = x - mid.view(shape)
         spread = all_reduce((centred * centred).sum(axes)) / count  # type: ignore[no-untyped-call]
         y = centred * ((spread + self.local.eps).rsqrt() * scale).view(shape) + bias.view(shape)
