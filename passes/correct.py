@@ -103,11 +103,13 @@ def _lost(analysis: Analysis, value: ir.Value, axis: int, gone: Array) -> bool:
 
 
 def _fits(node: ir.Node) -> bool:
-    """Whether the layer is a plain product with a weight that no other layer reads."""
+    """Whether the layer is a product with a weight that no other layer reads, plus a vector."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return False
     weight, get = constant(node.inputs[1]), node.attributes.get_int
     if weight is None or weight.dtype.kind != "f" or _uses(node.inputs[1]) > 1:
+        return False
+    if not _is_vector(_own(node)):
         return False
     if node.op_type == "Conv":
         padded = node.attributes.get_string("auto_pad", "NOTSET")
@@ -229,20 +231,19 @@ def _update(node: ir.Node, rows: _Rows) -> Corrected:
     assert array is not None
     turned = is_conv or bool(node.attributes.get_int("transB", 0))
     flat = array.reshape(len(array), -1).T if turned else array
-    bias = _bias(node)
-    own = constant(bias) if bias is not None and node.op_type != "MatMul" else None
+    place, own = _place(node), constant(_own(node))
     wanted = rows.wanted - (0 if own is None else own.reshape(-1).astype(np.float32))
     shifted = _Rows(rows.inputs, wanted, rows.fit)
     before = best = _error(shifted, flat, np.zeros(1))
-    for new, shift in _fits_of(shifted, flat, intercept=bias is not None or is_conv):
+    for new, shift in _fits_of(shifted, flat, intercept=place is not None):
         error = _error(shifted, new, shift)
         if error < best:
             best = error
             shaped = (new.T if turned else new).reshape(array.shape).astype(array.dtype)
             weight.const_value = ir.Tensor(np.ascontiguousarray(shaped), name=weight.name)
             found = shift
-    if best < before:
-        _shift(node, bias, found.astype(array.dtype))
+    if best < before and place is not None:
+        _shift(place, found.astype(array.dtype))
     return Corrected(node.name or "", before, best)
 
 
@@ -278,40 +279,54 @@ def _error(rows: _Rows, flat: Array, shift: Array) -> float:
 # ------------------------------------------------------------------------------ bias
 
 
-def _bias(node: ir.Node) -> ir.Value | None:
-    """The vector of its own that is added to the layer's output, if there is one."""
-    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
-    follower = _follower(node)
-    if node.op_type == "MatMul" and follower is not None and follower.op_type == "Add":
-        bias = next((v for v in follower.inputs if v is not node.outputs[0]), None)
-    array = constant(bias)
-    size = dims(node.outputs[0])[1 if node.op_type == "Conv" else -1]
-    if array is None or array.size != size or array.shape[-1] != size or _uses(bias) > 1:
-        return None
-    return bias
+@dataclass(frozen=True)
+class _Place:
+    """A constant input that is added to every channel of a layer's output, or taken off."""
+
+    node: ir.Node
+    index: int
+    sign: int = 1
 
 
-def _shift(node: ir.Node, bias: ir.Value | None, by: Array) -> None:
-    """Add a vector to the layer's output: in its bias, the norm that follows, or a new bias."""
-    follower = _follower(node)
-    if bias is not None:
-        _add(bias, by)
-    elif follower is not None and follower.op_type == "BatchNormalization":
-        mean = follower.inputs[3]
-        assert mean is not None
-        _add(mean, -by)
-    elif node.op_type == "Conv" and node.graph is not None:
-        assert isinstance(node.graph, ir.Graph)
-        new = new_initializer(node.graph, f"{node.name}.bias", by)
-        node.resize_inputs(3)
-        node.replace_input_with(2, new)
+def _own(node: ir.Node) -> ir.Value | None:
+    """What the layer itself adds to its product."""
+    return node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None
 
 
-def _add(value: ir.Value, by: Array) -> None:
+def _is_vector(value: ir.Value | None) -> bool:
+    """Whether it is nothing, or constant and the same in every row."""
     array = constant(value)
-    assert array is not None
-    moved = (array + by.reshape(array.shape)).astype(array.dtype)
-    value.const_value = ir.Tensor(moved, name=value.name)
+    return value is None or (array is not None and array.size in (1, *array.shape[-1:]))
+
+
+def _place(node: ir.Node) -> _Place | None:
+    """Where a vector can be added to the layer's output: its bias, or what stands behind it."""
+    behind, output = _follower(node), node.outputs[0]
+    if node.op_type == "MatMul":
+        if behind is None or behind.op_type != "Add":
+            return None
+        index = 1 if behind.inputs[0] is output else 0
+        array, size = constant(behind.inputs[index]), dims(output)[-1]
+        fits = array is not None and array.size == size and array.shape[-1] == size
+        return _Place(behind, index) if fits else None
+    if behind is not None and behind.op_type == "BatchNormalization" and _own(node) is None:
+        return _Place(behind, 3, -1) if constant(behind.inputs[3]) is not None else _Place(node, 2)
+    return _Place(node, 2)
+
+
+def _shift(place: _Place, by: Array) -> None:
+    """Add a vector there; other readers of what stood there keep it as it was."""
+    node, index = place.node, place.index
+    node.resize_inputs(max(len(node.inputs), index + 1))
+    value = node.inputs[index]
+    array = constant(value)
+    moved = place.sign * by if array is None else (array + place.sign * by).astype(array.dtype)
+    if value is not None and array is not None and moved.shape == array.shape and _uses(value) == 1:
+        value.const_value = ir.Tensor(moved, name=value.name)
+    else:
+        assert isinstance(node.graph, ir.Graph)
+        new = new_initializer(node.graph, f"{node.name}.{'mean' if index == 3 else 'bias'}", moved)
+        node.replace_input_with(index, new)
 
 
 def _follower(node: ir.Node) -> ir.Node | None:

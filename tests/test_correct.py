@@ -56,10 +56,10 @@ def noise(batches: int, seed: int = 0) -> Samples:
     return Samples("noise", tuple(feeds))
 
 
-def redundant(name: str) -> ir.Model:
+def redundant(name: str, rank: int = 0) -> ir.Model:
     """A model in which channels 4 to 7 are 0 to 3 again, scaled: to remove them loses nothing."""
     body, weights = LAYERS[name]
-    rank = 2 if name in FEW else 4
+    rank = rank or (2 if name in FEW else 4)
     dims = ",".join("NCHW"[:rank])
     model = build(Case(body, weights, outputs=f"float[{dims}] y".replace("C", "4")))
     weight = model.graph.initializers["w1"]
@@ -85,6 +85,42 @@ def test_what_is_redundant_is_made_up_for(name: str) -> None:
     assert layer.after < 0.01 * layer.before
     assert mended.plan == plain.plan
     assert mended.proof is not None
+
+
+SHARED = {
+    "bias of two gemms": (
+        "a = Conv(x, w1) b = Relu(a) p = GlobalAveragePool(b) f = Flatten(p)"
+        " c = Gemm<transB=1>(f, w2, w3) d = Gemm<transB=1>(f, w4, w3) y = Sub(c, d)",
+        "float[8,3,3,3] w1, float[4,8] w2, float[4] w3, float[4,8] w4",
+    ),
+    "one number for all": (
+        "a = Conv(x, w1) b = Relu(a) p = GlobalAveragePool(b) f = Flatten(p)"
+        " y = Gemm<transB=1>(f, w2, w3)",
+        "float[8,3,3,3] w1, float[4,8] w2, float[1] w3",
+    ),
+    "mean of two norms": (
+        "a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a)"
+        " c = Conv(b, w2) d = BatchNormalization(c, w3, w4, w5, wpos6)"
+        " e = Conv(b, w7) f = BatchNormalization(e, w8, w4, w5, wpos6) y = Sub(d, f)",
+        "float[8,3,3,3] w1, float[4,8,3,3] w2, float[4] w3, float[4] w4, float[4] w5,"
+        " float[4] wpos6, float[4,8,3,3] w7, float[4] w8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_several_layers_add_stays_for_the_others(name: str, monkeypatch) -> None:
+    monkeypatch.setitem(LAYERS, name, SHARED[name])
+    model = redundant(name, rank=4 if "norm" in name else 2)
+    for value in model.graph.initializers.values():  # far from zero, so that twice is too much
+        if value.name in ("w3", "w5"):
+            value.const_value = ir.Tensor(value.const_value.numpy() + np.float32(3))
+    choice = Choice(pattern="w1", ratio=0.5, amount=Amount(round_to=1))
+    mended = api.prune(model, choice, reading=api.Reading(correct=noise(8)))
+    fresh = noise(1, seed=1).feeds[0]
+    wanted, got = (Session(m).run(fresh)["y"] for m in (model, mended.model))
+    assert np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()
+    assert all(layer.after < 0.01 * layer.before for layer in mended.corrected)
 
 
 def test_only_the_layers_that_lost_inputs_change() -> None:
