@@ -167,6 +167,8 @@ def _print(merged: "ir.Model", proof: "Proof | None", output: Path, *, as_json: 
         options.tell(
             f"Verified: student and teachers compute what they did alone; {proof.values} values"
             f" equal bit for bit at {len(proof.sizes)} input size{'s' * (len(proof.sizes) > 1)}."
+            + f" {proof.random} are random and were not compared."
+            * (proof.random > 0)
         )
     click.echo(f"Wrote {output}")
 

@@ -17,12 +17,19 @@ def graphs(model: ir.Model) -> list[ir.Graph]:
     found = [model.graph]
     for graph in found:  # grows while it is walked
         for node in graph:
-            for attribute in node.attributes.data.values():  # its own views are slow
-                kind = attribute.type
-                if kind is _GRAPH:
-                    found.append(attribute.value)
-                elif kind is _GRAPHS:
-                    found.extend(attribute.value)
+            found += bodies(node)
+    return found
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs right inside of ``node``."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.data.values():  # its own views are slow
+        kind = attribute.type
+        if kind is _GRAPH:
+            found.append(attribute.value)
+        elif kind is _GRAPHS:
+            found.extend(attribute.value)
     return found
 
 
@@ -112,3 +119,16 @@ def unique(name: str, taken: Container[str | None]) -> str:
         extra += 1
         free = f"{name}_{extra}"
     return free
+
+
+RANDOM = frozenset(
+    {
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators whose outputs are others in each run."""

@@ -58,6 +58,10 @@ class Label(_Frozen):
 
     input: str
     kind: Literal["class", "mask", "boxes", "soft", "ratios"] = "class"
+    scores: str = ""
+    """The value whose classes it tells: its shape is that of the label but for ``axis``."""
+    axis: int | None = None
+    """The classes' axis in ``scores``; None where there is a label for every element."""
 
 
 class Roles(_Frozen):

@@ -5,19 +5,20 @@ value must be equal bit for bit: all outputs of the student and of the teachers,
 that the losses read. A dynamic model is compared at two sizes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd import roles
+from onnxslim_kd.access import RANDOM, bodies
 from onnxslim_kd.errors import ProofError, UserError
 from onnxslim_kd.model import ModelLike, load, name_of
 from onnxslim_kd.passes.join import Teachers
 from onnxslim_kd.probe import Probe, values_by_name
 from onnxslim_kd.runtime import Array, random_feeds
-from onnxslim_kd.shapes import Shape, choose_inputs
+from onnxslim_kd.shapes import Shape, choose_inputs, sample
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Proof:
         values: How many values were equal bit for bit, at each size.
         sizes: The shapes of the inputs, one mapping for each run.
         losses: The value of the loss and of every term in the last run.
+        random: How many values were not compared, for each run gives others.
     """
 
     values: int
     sizes: tuple[dict[str, Shape], ...]
     losses: dict[str, float]
+    random: int = 0
 
 
 def verify_merge(
@@ -62,6 +65,8 @@ def verify_merge(
     if not isinstance(teachers, Mapping):
         teachers = {record.teachers[0].name: teachers}
     sizes = [choose_inputs(merged, given, 0) for given in shapes] or _two_sizes(merged)
+    for size in sizes:
+        size.update(_label_shapes(merged, record, size))
     runs = [_feeds(merged, record, size, seed) for size in sizes]
     _compute_fed(merged, record, runs)
     own_inputs = {name: name for name in record.student_inputs}
@@ -72,12 +77,14 @@ def verify_merge(
         )
     terms = [record.loss, *(term.output for term in record.terms)]
     got = _run_merged(merged, [*terms, *(claim.value for claim in claims)], runs)
-    _compare(claims, got)
+    drawn = _random(merged)
+    kept = [claim for claim in claims if claim.value not in drawn]
+    _compare(kept, got)
     losses = {name: float(got[-1][name]) for name in terms}
     for name, number in losses.items():
         if not np.isfinite(number):
             raise ProofError(f"loss {name!r} is {number} for random inputs")
-    return Proof(len(claims), tuple(sizes), losses)
+    return Proof(len(kept), tuple(sizes), losses, len(claims) - len(kept))
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,26 @@ def _two_sizes(model: ir.Model) -> list[dict[str, Shape]]:
     return [choose_inputs(model, {}, variant) for variant in ((0, 1) if dynamic else (0,))]
 
 
+def _label_shapes(
+    merged: ir.Model, record: roles.Roles, size: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """Return the shapes of the labels that inputs of this size want: those of the scores."""
+    labels = {label.scores: label for label in record.labels if label.scores}
+    if not labels:
+        return {}
+    inputs = list(record.student_inputs)
+    part = ir.Model(
+        ir.convenience.extract(merged.graph, inputs, list(labels)), ir_version=merged.ir_version
+    )
+    found = sample(part, {name: size[name] for name in inputs})
+    wanted = {}
+    for value in part.graph.outputs:
+        label, shape = labels[name_of(value)], found.of(value)
+        if shape is not None:
+            wanted[label.input] = tuple(d for axis, d in enumerate(shape) if axis != label.axis)
+    return wanted
+
+
 def _feeds(
     merged: ir.Model, record: roles.Roles, size: Mapping[str, Shape], seed: int
 ) -> dict[str, Array]:
@@ -151,6 +178,21 @@ def _compute_fed(merged: ir.Model, record: roles.Roles, runs: Sequence[dict[str,
     probe = Probe(ir.Model(part, ir_version=merged.ir_version), computed)
     for run in runs:
         run.update(probe.run({name: run[name] for name in inputs}))
+
+
+def _random(model: ir.Model) -> set[str]:
+    """Return the names of all values that random operators lead to."""
+    found: set[ir.Value | None] = set()
+    for node in model.graph:
+        if _is_random(node, found):
+            found.update(node.outputs)
+    return {name_of(value) for value in found if value is not None}
+
+
+def _is_random(node: ir.Node, found: Collection[ir.Value | None]) -> bool:
+    if node.op_type in RANDOM or any(value in found for value in node.inputs):
+        return True
+    return any(_is_random(inner, found) for body in bodies(node) for inner in body)
 
 
 def _run_merged(

@@ -5,7 +5,7 @@ dimensions at the same position equal; numbers win over symbols, the student's s
 the teacher's. What follows for the other values of both models is substituted everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -32,6 +32,21 @@ def text(value: ir.Value) -> str:
     if dims is None:
         return f"{dtype}[unknown rank]"
     return f"{dtype}[{','.join('?' if d is None or len(str(d)) > LONG else str(d) for d in dims)}]"
+
+
+def settled(shape: ir.Shape, inputs: Sequence[ir.Value]) -> ir.Shape:
+    """Return ``shape`` in the symbols of ``inputs`` alone, for a further input beside them.
+
+    Exporters give the dimensions of outputs names of their own, even one name to different sizes.
+    A first dimension that nothing else is known of is the batch; others stay unknown.
+    """
+    found = [read(value) or [] for value in inputs]
+    symbols = {dim for dims in found for dim in dims if isinstance(dim, str)}
+    batches = {dims[0] for dims in found if dims}
+    batch = batches.pop() if len(batches) == 1 else None
+    own = [d if isinstance(d, int) else d.value for d in shape]
+    known = [d if isinstance(d, int) or d in symbols else None for d in own]
+    return ir.Shape([batch, *known[1:]] if known[:1] == [None] else known)
 
 
 class Agreement:

@@ -60,8 +60,7 @@ def _truth(scope: Scope, hot: ir.Value, axis: int) -> Truth:
 
 def soft_truth(scope: Scope, like: ir.Value, axis: int) -> Truth:
     """Read the input ``label_soft``: probabilities of the classes; all zeros mean "no label"."""
-    assert like.shape is not None
-    return _truth(scope, scope.label_input("soft", like.shape), axis)
+    return _truth(scope, scope.soft_label(like), axis)
 
 
 def ce(  # noqa: PLR0913 - its options are its arguments

@@ -142,7 +142,7 @@ def _ratio_weights(scope: Scope, like: ir.Value) -> ir.Value:
             f"loss dml: weight_ratio needs logits [N, C], {shown(like)} is {like.shape}"
         )
     assert like.shape is not None
-    given = scope.label_input("ratios", ir.Shape([like.shape[0], 2, like.shape[1]]))
+    given = scope.ratios(like.shape[0], like.shape[1])
     label, ratio = (scope.pick(given, i, axis=1) for i in (0, 1))
     rest = scope.op("Sub", 1.0, ratio)
     weight = scope.op("Exp", scope.op("Where", scope.op("Greater", label, 0.5), rest, ratio))

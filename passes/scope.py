@@ -16,6 +16,7 @@ from onnx.shape_inference import infer_node_outputs
 
 from onnxslim_kd.errors import ModelError, PassError, UserError
 from onnxslim_kd.model import dims, name_of
+from onnxslim_kd.passes.dims import settled
 from onnxslim_kd.roles import Label, Mask
 
 Array = np.ndarray[Any, Any]
@@ -38,8 +39,16 @@ class Labels:
     graph: ir.Graph
     roles: list[Label] = field(default_factory=list)
 
-    def get(self, kind: LabelKind, shape: ir.Shape) -> ir.Value:
+    def get(
+        self, kind: LabelKind, shape: ir.Shape, scores: str = "", axis: int | None = None
+    ) -> ir.Value:
         """Return the graph input for ``kind``, made on first use.
+
+        Args:
+            kind: Of ground truth.
+            shape: Of the input.
+            scores: The value from which it has its shape.
+            axis: Of ``scores`` that it lacks.
 
         Raises:
             UserError: Two losses need it in different shapes, or its name is taken.
@@ -49,9 +58,9 @@ class Labels:
         known = next((v for v in self.graph.inputs if v.name == name), None)
         if known is None:
             dtype = ir.DataType.INT64 if classes else ir.DataType.FLOAT
-            known = ir.val(name, dtype, shape)
+            known = ir.val(name, dtype, settled(shape, self.graph.inputs))
             self.graph.inputs.append(known)
-            self.roles.append(Label(input=name, kind=kind))
+            self.roles.append(Label(input=name, kind=kind, scores=scores, axis=axis))
         elif name not in [label.input for label in self.roles]:
             raise UserError(f"the graph has an input named {name!r}, which losses need; rename it")
         elif not _compatible(dims(known), tuple(d if isinstance(d, int) else None for d in shape)):
@@ -212,7 +221,7 @@ class Scope:
     def mask(self, name: str, shape: Sequence[int | str | ir.SymbolicDim], keep: float) -> ir.Value:
         """Add a graph input of zeros and ones that the trainer draws, 1 with probability keep."""
         full = f"loss_{self.name}_{self._part}{name}"
-        value = ir.val(full, ir.DataType.FLOAT, ir.Shape(shape))
+        value = ir.val(full, ir.DataType.FLOAT, settled(ir.Shape(shape), self.graph.inputs))
         self.graph.inputs.append(value)
         self.masks.append(Mask(input=name_of(value), keep=keep))
         return value
@@ -220,13 +229,22 @@ class Scope:
     def label(self, like: ir.Value, axis: int = 1) -> ir.Value:
         """Return the graph input of class numbers: the shape of ``like`` without ``axis``."""
         assert like.shape is not None
-        kept = [d for i, d in enumerate(like.shape) if i != axis % len(like.shape)]
-        return self.label_input("class" if len(kept) < 3 else "mask", ir.Shape(kept))
-
-    def label_input(self, kind: LabelKind, shape: ir.Shape) -> ir.Value:
-        """Return the graph input of another kind of ground truth; see `Labels`."""
+        axis %= len(like.shape)
+        shape = ir.Shape([d for i, d in enumerate(like.shape) if i != axis])
         self.needs_label = True
-        return self.labels.get(kind, shape)
+        kind: LabelKind = "class" if len(shape) < 3 else "mask"
+        return self.labels.get(kind, shape, name_of(uncast(like)), axis)
+
+    def soft_label(self, like: ir.Value) -> ir.Value:
+        """Return the graph input of class probabilities, in the shape of ``like``."""
+        assert like.shape is not None
+        self.needs_label = True
+        return self.labels.get("soft", like.shape, name_of(uncast(like)))
+
+    def ratios(self, batch: int | ir.SymbolicDim, classes: int | ir.SymbolicDim) -> ir.Value:
+        """Return the graph input [N, 2, C] of labels and their ratios."""
+        self.needs_label = True
+        return self.labels.get("ratios", ir.Shape([batch, 2, classes]))
 
     def adopt(self, graph: ir.Graph, *, train: bool) -> None:
         """Move initializers and nodes of ``graph`` to the end of the scope's, under its name.
@@ -300,10 +318,15 @@ class Scope:
 
 def shown(value: ir.Value) -> str:
     """Return the name to show the user: that of the model's value, before the loss's own Cast."""
+    return repr(uncast(value).name)
+
+
+def uncast(value: ir.Value) -> ir.Value:
+    """Return the model's own value behind a loss's Cast."""
     node = value.producer()
     while node is not None and node.op_type == "Cast" and node.inputs[0] is not None:
         value, node = node.inputs[0], node.inputs[0].producer()
-    return repr(value.name)
+    return value
 
 
 def static(value: ir.Value, axis: int, why: str) -> int:

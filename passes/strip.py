@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import graphs
+from onnxslim_kd.access import RANDOM, graphs
 from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import ModelError, PassError, ProofError
 from onnxslim_kd.memory import collection_paused
@@ -165,7 +165,7 @@ def _reference(
     notes: list[str],
 ) -> Reference | None:
     """Run the model as it was given where its outputs are to stay, else as it was declared."""
-    random = [node for node in _nodes(start.model) if node.op_type in _RANDOM]
+    random = [node for node in _nodes(start.model) if node.op_type in RANDOM]
     if random:
         notes.append(f"outputs are random ({random[0].op_type} {random[0].name}): not compared")
         return None
@@ -223,14 +223,3 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def _counts(before: Counter[str], after: Counter[str]) -> dict[str, tuple[int, int]]:
     return {name: (before[name], after[name]) for name in sorted(before | after)}
-
-
-_RANDOM = (
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
-"""Operators whose outputs are others in each run."""

@@ -165,3 +165,10 @@ LOSS = [
         {"x": f(2, 5, 3), "k": ints(2, 3, low=0, high=5)},
     ),
 ]
+
+DRAWN = [  # without chance: the spread is less than rounding
+    Case("y = RandomNormalLike<mean=2.0, scale=1e-9>(x)", X, grad=False),
+    Case("y = RandomUniformLike<low=0.5, high=0.500001>(x)", X, grad=False),
+    Case("r = RandomNormal<shape=[2, 3, 4], scale=1e-9>() y = Add(x, r)", X, grad=False),
+    Case("r = RandomUniform<shape=[4], low=0.5, high=0.500001>() y = Mul(x, r)", X, grad=False),
+]

@@ -239,7 +239,7 @@ def test_one_label_for_all_losses():
     assert [v.name for v in graph.inputs] == ["s", "t", "label"]
     assert graph.inputs[2].dtype == ir.DataType.INT64
     assert [str(d) for d in graph.inputs[2].shape] == ["N"]
-    assert labels.roles == [Label(input="label")]
+    assert labels.roles == [Label(input="label", scores="s", axis=1)]
     assert [scope.needs_label for scope in scopes] == [True, True, False]
 
 
@@ -249,7 +249,7 @@ def test_labels_of_maps_are_masks():
     graph.inputs.append(maps)
     scope = Scope(graph, "ce")
     losses.build(scope, parse("ce:m"), [maps], [])
-    assert scope.labels.roles == [Label(input="label", kind="mask")]
+    assert scope.labels.roles == [Label(input="label", kind="mask", scores="m", axis=1)]
     assert [str(d) for d in graph.inputs[3].shape] == ["N", "H", "4"]
 
 

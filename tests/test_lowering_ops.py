@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from lowering_case import Case
 from lowering_cases import CASES
 from lowering_run import feeds_of, run_ort
 
@@ -59,6 +60,27 @@ def test_gradient_equals_finite_differences(case):
 def test_every_operator_has_a_case():
     covered = {op for case in CASES for op in case.ops}
     assert OPS.keys() <= covered, f"no case for {sorted(OPS.keys() - covered)}"
+
+
+@pytest.mark.parametrize(
+    ("node", "mean", "deviation"),
+    [
+        ("y = RandomNormalLike<mean=3.0, scale=0.5>(x)", 3.0, 0.5),
+        ("y = RandomUniformLike<low=-1.0, high=2.0>(x)", 0.5, 3 / 12**0.5),
+        ("r = RandomNormal<shape=[5000]>() y = Add(x, r)", 0.0, 1.0),
+    ],
+)
+def test_drawn_numbers_differ_in_each_run_and_follow_the_seed(node, mean, deviation):
+    x = np.zeros(5000, np.float32)
+    lowered = lower(Case(node, {"x": x}).model())
+    draws = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        draws.append(lowered({"x": torch.from_numpy(x)})["y"])
+    assert not torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+    assert float(draws[0].mean()) == pytest.approx(mean, abs=0.05)
+    assert float(draws[0].std()) == pytest.approx(deviation, abs=0.05)
 
 
 def test_every_operator_that_can_be_pruned_can_be_trained():

@@ -404,3 +404,42 @@ def test_random_inputs_can_be_given_a_shape():
     proof = verify_merge(merged, student, student, shapes=[{"x": (4, 3, 16, 16)}])
     assert proof.sizes == ({"x": (4, 3, 16, 16)},)
     assert random_feeds(merged, proof.sizes[0])["x"].shape == (4, 3, 16, 16)
+
+
+def test_labels_have_the_batch_of_the_inputs_whatever_exporters_call_that_of_outputs():
+    student = net()
+    student.graph.outputs[0].shape = ir.Shape(["Gemm_y_dim_0", 5])
+    merged = merge(student, net(width=6, seed=1), ["dkd:y=y", "ce:y,soft=true"])
+    shapes = {value.name: value.shape for value in merged.graph.inputs}
+    assert shapes["label"] == ir.Shape(["N"])
+    assert shapes["label_soft"] == ir.Shape(["N", 5])
+    verify_merge(merged, student, net(width=6, seed=1))
+
+
+def test_labels_of_maps_are_as_large_as_the_maps_are_and_not_as_an_exporter_says():
+    source = (
+        HEADER.format(opset=17)
+        + """
+        net (float[N,3,8,S] x) => (float[same,4,same,w] y)
+        <float[4,3,3,3] w1> { y = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w1) }
+    """
+    )
+    student = text(source)
+    merged = merge(student, student, ["ce:y"])
+    (label,) = roles.read(merged).labels
+    assert (label.scores, label.axis) == ("y", 1)
+    proof = verify_merge(merged, student, student)
+    assert [size["label"] for size in proof.sizes] == [(2, 4, 32), (3, 4, 48)]
+
+
+def test_the_proof_leaves_out_what_is_random():
+    source = (
+        HEADER.format(opset=17)
+        + """
+        net (float[N,4] x) => (float[N,4] y, float[N,4] noisy)
+        <float[4,4] w> { y = MatMul(x, w) noise = RandomNormalLike(y) noisy = Add(y, noise) }
+    """
+    )
+    student = text(source)
+    proof = verify_merge(merge(student, student, ["l2:y=y", "l1:noisy=noisy"]), student, student)
+    assert (proof.values, proof.random) == (2, 2)

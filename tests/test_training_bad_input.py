@@ -157,8 +157,8 @@ CASES = {
     ),
     "labels as probabilities": (
         (*MODEL, "--data", "npz:onehot.npz"),
-        "cross-entropy wants one class per sample (or pixel) of scores [8, 10], the data gives"
-        " float32 [8, 10]",
+        "cross-entropy wants one class per sample (or pixel, or token) of scores [8, 10], the"
+        " data gives float32 [8, 10]",
     ),
     "no labels": ((*MODEL, "--data", "npz:unlabelled.npz"), "needs 'label' or 'mask' in the data"),
     "no labels to mix": (

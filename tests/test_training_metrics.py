@@ -28,6 +28,40 @@ def test_a_constant_output_is_not_right():
     }
 
 
+@pytest.mark.parametrize(
+    ("scores", "labels", "axis"),
+    [
+        ((4, 7), (4,), 1),
+        ((4, 7), (4, 1), 1),
+        ((4, 7, 1, 1), (4,), 1),
+        ((4, 9, 7), (4, 9), 2),
+        ((4, 7, 9), (4, 9), 1),
+        ((4, 9, 9), (4, 9), 2),
+        ((4, 7, 5, 6), (4, 5, 6), 1),
+        ((4, 5, 6, 7), (4, 5, 6), 3),
+        ((4, 7), (4, 7), None),
+        ((4, 9, 7), (4,), None),
+        ((4,), (4,), None),
+    ],
+)
+def test_labels_tell_which_axis_the_classes_are(scores, labels, axis):
+    assert metrics.class_axis(scores, labels) == axis
+
+
+def test_accuracy_counts_tokens_in_both_layouts():
+    scores = np.random.default_rng(0).standard_normal((3, 5, 8))
+    entries = {"label": scores.argmax(-1)}
+    for output in (scores, np.moveaxis(scores, -1, 1)):
+        assert measured(metrics.Accuracy(), (output, entries)) == {"top1": 100, "top5": 100}
+
+
+def test_accuracy_wants_a_score_per_class():
+    with pytest.raises(
+        UserError, match=r"the output \[4\] has no score per class for labels \[4\]"
+    ):
+        measured(metrics.Accuracy(), (np.zeros(4), {"label": np.zeros(4, int)}))
+
+
 def test_mean_iou_against_a_hand_count():
     truth = np.array([[[0, 0, 1, -1], [0, 1, 1, 2]]])
     found = np.array([[[0, 1, 1, 2], [0, 1, 0, 2]]])

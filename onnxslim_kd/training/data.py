@@ -199,7 +199,7 @@ def check_labels(source: Source, classes: int | None) -> None:
         return
     wrong = np.flatnonzero((source.labels < UNLABELLED) | (source.labels >= classes))
     if len(wrong):
-        raise UserError(_outside(int(wrong[0]), int(source.labels[wrong[0]]), classes))
+        raise UserError(_outside(f"sample {wrong[0]}", int(source.labels[wrong[0]]), classes))
 
 
 def check_batch(batch: Batch, classes: int | None) -> None:
@@ -216,11 +216,22 @@ def check_batch(batch: Batch, classes: int | None) -> None:
         if bool(rows.any()):
             row = int(rows.any(1).nonzero()[0])
             label = int(labels[row].reshape(-1)[rows[row]][0])
-            raise UserError(_outside(batch.indices[row], label, classes))
+            raise UserError(_outside(f"sample {batch.indices[row]}", label, classes))
 
 
-def _outside(sample: int, label: int, classes: int) -> str:
+def check_range(labels: torch.Tensor, classes: int) -> None:
+    """Refuse labels outside of the classes, where only the loss knows their number.
+
+    Raises:
+        UserError: As `check_labels`.
+    """
+    wrong = labels[(labels < UNLABELLED) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(_outside("a sample", int(wrong[0]), classes))
+
+
+def _outside(sample: str, label: int, classes: int) -> str:
     return (
-        f"sample {sample} has label {label}, the model has {classes} classes"
+        f"{sample} has label {label}, the model has {classes} classes"
         f" (0 to {classes - 1}; -1 is unlabelled)"
     )

@@ -186,7 +186,7 @@ class Random:
 
 
 def noise(path: str, options: Options, shapes: Shapes) -> Source:
-    """Open ``random?size=256&classes=10&shape=3x224x224``; the shape is the model's by default."""
+    """Open ``random?size=256&classes=2&shape=3x224x224``; the shape is the model's by default."""
     if "shape" in options:
         shapes = dict.fromkeys(shapes, tuple(_int(d, "shape") for d in options["shape"].split("x")))
     for name, shape in shapes.items():
@@ -271,7 +271,7 @@ def open_source(spec: str, shapes: Shapes | None = None) -> Source:
     return source(path, options, shapes or {"image": (0,)})
 
 
-RANDOM_DEFAULTS = (("size", "256"), ("classes", "10"))
+RANDOM_DEFAULTS = (("size", "256"), ("classes", "2"))
 SOURCES: dict[str, tuple[Callable[[str, Options, Shapes], Source], tuple[str, ...]]] = {
     "digits": (digits, ("split",)),
     "random": (noise, ("size", "classes", "shape")),

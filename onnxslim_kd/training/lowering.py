@@ -25,6 +25,7 @@ from onnxslim_kd.training.ops_norm import NORM
 from onnxslim_kd.training.ops_pad import PAD
 from onnxslim_kd.training.ops_pool import POOL
 from onnxslim_kd.training.ops_quant import QUANT
+from onnxslim_kd.training.ops_random import DRAWN
 from onnxslim_kd.training.ops_reduce import REDUCE
 from onnxslim_kd.training.ops_region import REGION
 from onnxslim_kd.training.ops_resize import RESIZE
@@ -50,6 +51,7 @@ OPS: dict[str, Lower] = {
     **ATTENTION,
     **QUANT,
     **LOSS,
+    **DRAWN,
 }
 
 

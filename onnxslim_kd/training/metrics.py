@@ -4,7 +4,7 @@ A metric sees batch after batch and gives its result at the end. The first entry
 the one by which the best model is chosen; ``lower_is_better`` says in which direction.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,6 +43,23 @@ def _entry(entries: Arrays, name: str) -> Array:
     return entries[name]
 
 
+def class_axis(scores: Sequence[int], labels: Sequence[int]) -> int | None:
+    """Return the axis of ``scores`` that ``labels`` count along, None where they do not fit.
+
+    As for the losses: the last one of [N, C] and [N, L, C], the second of [N, C, H, W]; then the
+    other of the two, as in [N, C, L] and [N, H, W, C]. Axes of size 1 may be missing in the labels.
+    """
+    labels = _long(labels)
+    for axis in (1, len(scores) - 1) if len(scores) > 3 else (len(scores) - 1, 1):
+        if 0 < axis < len(scores) and _long((*scores[:axis], *scores[axis + 1 :])) == labels:
+            return axis
+    return None
+
+
+def _long(shape: Sequence[int]) -> list[int]:
+    return [*shape[:1], *(side for side in shape[1:] if side != 1)]
+
+
 def _check_classes(labels: Array, classes: int) -> None:
     wrong = labels[(labels < UNLABELLED) | (labels >= classes)]
     if wrong.size:
@@ -62,9 +79,16 @@ class Accuracy:
     classes: int = 0
 
     def update(self, outputs: Arrays, entries: Arrays) -> None:
-        """Count the labels among the best 1 and 5 of the first output [B, C]."""
-        labels = _entry(entries, "label").reshape(-1)
-        scores = first(outputs).reshape(len(labels), -1)
+        """Count the labels among the best 1 and 5 of the first output [B, C] (or [B, L, C])."""
+        scores, labels = first(outputs), _entry(entries, "label")
+        axis = class_axis(scores.shape, labels.shape)
+        if axis is None:
+            raise UserError(
+                f"the output {list(scores.shape)} has no score per class for labels"
+                f" {list(labels.shape)}; give a metric"
+            )
+        scores = np.moveaxis(scores, axis, -1).reshape(-1, scores.shape[axis])
+        labels = labels.reshape(-1)
         _check_classes(labels, scores.shape[1])
         scores, labels = scores[labels != UNLABELLED], labels[labels != UNLABELLED]
         self.classes = scores.shape[1]

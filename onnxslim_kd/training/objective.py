@@ -15,8 +15,9 @@ from onnxslim_kd import plugins
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.roles import Roles
 from onnxslim_kd.training.config import Labels, TrainConfig
-from onnxslim_kd.training.data import Batch
+from onnxslim_kd.training.data import Batch, check_range
 from onnxslim_kd.training.images import UNLABELLED
+from onnxslim_kd.training.metrics import class_axis
 
 Values = Mapping[str, Tensor]
 OWN = "labels"
@@ -67,8 +68,7 @@ class Objective:
         self.scores = scores_of(model, self.student[0])
         self.own = _own_term(roles, config.labels)
         self.terms = [*_graph_terms(roles, config), self.own]
-        counts = (self.own.weight and self.settings.loss == "ce") or (roles and roles.labels)
-        self.classes = classes_of(model, self.scores) if counts else None
+        self.classes = self._count_classes(model, roles)
         self._mixes = bool(self.settings.mixup or self.settings.cutmix)
         self._check(roles, config)
 
@@ -92,6 +92,16 @@ class Objective:
                 "labels.mixup and cutmix cannot change labels inside the graph; merge without a"
                 " loss on labels and set labels.weight"
             )
+
+    def _count_classes(self, model: ir.Model, roles: Roles | None) -> int | None:
+        """Return how many classes labels may count, None where the model does not say."""
+        counts = []
+        if self.own.weight and self.settings.loss == "ce":
+            counts.append(classes_of(model, self.scores))
+        for label in roles.labels if roles else ():
+            if label.kind in ("class", "mask"):
+                counts.append(classes_of(model, label.scores or self.scores, label.axis))
+        return min((count for count in counts if count is not None), default=None)
 
     def active(self, epoch: int) -> list[Term]:
         """Return the terms that count in ``epoch``."""
@@ -146,12 +156,16 @@ class Objective:
         return mix.part * loss + (1 - mix.part) * other
 
     def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point() or labels.numel() * scores.shape[1] != scores.numel():
+        axis = None if labels.is_floating_point() else class_axis(scores.shape, labels.shape)
+        if axis is None:
             raise UserError(
-                f"cross-entropy wants one class per sample (or pixel) of scores"
+                f"cross-entropy wants one class per sample (or pixel, or token) of scores"
                 f" {list(scores.shape)}, the data gives {_described(labels)}; for probabilities"
                 f" merge with the loss soft_label and call them soft"
             )
+        if self.classes is None:
+            check_range(labels, scores.shape[axis])
+        scores = scores.movedim(axis, 1)
         scores = scores.reshape(*scores.shape[:2], *labels.shape[1:])
         losses = F.cross_entropy(
             scores,
@@ -228,13 +242,16 @@ def scores_of(model: ir.Model, output: str) -> str:
     return output
 
 
-def classes_of(model: ir.Model, output: str) -> int | None:
-    """Return the length of axis 1 of ``output``, None where it is not known."""
-    value = next(v for v in _values(model) if v.name == output)
-    if not model_io.has_rank(value):
-        return None
-    sides = model_io.dims(value)
-    return sides[1] if len(sides) > 1 else None
+def classes_of(model: ir.Model, output: str, axis: int | None = None) -> int | None:
+    """Return how many classes ``output`` scores, None where it is not known.
+
+    Without ``axis`` they are axis 1; of three axes only the labels tell which one is meant.
+    """
+    value = next((v for v in _values(model) if v.name == output), None)
+    sides = model_io.dims(value) if value is not None and model_io.has_rank(value) else ()
+    if axis is None:
+        return sides[1] if len(sides) not in (0, 1, 3) else None
+    return sides[axis] if axis < len(sides) else None
 
 
 def _values(model: ir.Model) -> list[ir.Value]:

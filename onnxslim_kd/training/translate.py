@@ -13,22 +13,20 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from onnxslim_kd.access import unique
+from onnxslim_kd.access import RANDOM, unique
 from onnxslim_kd.errors import ModelError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.training.opnode import Kernel, OpNode, describe, to_torch, torch_dtype
 from onnxslim_kd.training.state import Weights, identifier
 
 Lower: TypeAlias = Callable[[OpNode], Kernel]
-RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
-"""Never folded, although their inputs may be constant."""
 QUANTISED = frozenset(
     (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32)
 )
 """Types that inside are kept in floating point, for gradients to pass (`ops_quant`)."""
 STRUCTURAL = frozenset({"Identity", "If"})
 """Not computed, and so not in the table of kernels."""
-ON_HOST = frozenset({"ConstantOfShape", "Range", "Shape", "Size"})
+ON_HOST = frozenset({"ConstantOfShape", "RandomNormal", "RandomUniform", "Range", "Shape", "Size"})
 """Made from sizes and numbers, on the CPU, whatever the device."""
 
 
