@@ -179,8 +179,9 @@ def _apart(model: ir.Model) -> tuple[bytes, dict[str, Array]]:
 
 
 def _is_plain(weight: ir.Value) -> bool:
-    """Whether the runtime takes a numpy array for it."""
-    return weight.dtype in _PLAIN and not weight.is_graph_input()
+    """Whether the runtime takes a numpy array for it: one that nothing reads is not asked for."""
+    read = bool(weight.uses()) or weight.is_graph_output()
+    return weight.dtype in _PLAIN and not weight.is_graph_input() and read
 
 
 def write_optimised(

@@ -124,3 +124,10 @@ def test_difference_is_relative_to_the_largest_magnitude() -> None:
     want = np.array([100.0, 0.0, np.nan])
     assert difference("y", want, want + 1) == pytest.approx(0.01)
     assert compare.TOLERANCE < 0.01
+
+
+def test_a_large_weight_that_nothing_reads_does_not_stop_the_runtime() -> None:
+    relu = load(RELU)
+    spare = ir.Tensor(np.zeros(1000, np.float32), name="spare")
+    relu.graph.initializers.add(ir.Value(name="spare", const_value=spare))
+    assert Reference.of(relu).worst(relu) == 0
