@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import bytes_of, extents_of, name_of
+from onnxslim_kd.access import bodies, bytes_of, extents_of, name_of
 from onnxslim_kd.errors import ModelError
 
 SMALL = 1024
@@ -26,7 +26,7 @@ def infer_shapes(model: ir.Model) -> None:
         ModelError: The graph contradicts itself; the message names the node.
     """
     with without_weights(model) as proto:
-        set_types(model.graph, types(inferred(proto)))
+        _set_all_types(model.graph, inferred(proto).graph)
 
 
 def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -43,8 +43,26 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def types(proto: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """Return the types of the values that nodes of the main graph compute, by name."""
-    infos = (*proto.graph.value_info, *proto.graph.output)
+    return _types_in(proto.graph)
+
+
+def _types_in(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    infos = (*graph.value_info, *graph.output)
     return {info.name: info.type for info in infos if info.HasField("type")}
+
+
+def _set_all_types(graph: ir.Graph, found: onnx.GraphProto) -> None:
+    """Set the types in ``graph`` and in the bodies inside of it from its message, ``found``."""
+    set_types(graph, _types_in(found))
+    for node, its in zip(graph, found.node, strict=True):
+        inside = bodies(node)
+        for body, message in zip(inside, _bodies_in(its) if inside else (), strict=True):
+            _set_all_types(body, message)
+
+
+def _bodies_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (attribute.g,) if attribute.HasField("g") else attribute.graphs
 
 
 def set_types(graph: ir.Graph, found: Mapping[str, onnx.TypeProto]) -> None:

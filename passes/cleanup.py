@@ -8,7 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxslim_kd.access import graphs
-from onnxslim_kd.model import SMALL, infer_shapes, name_of
+from onnxslim_kd.model import name_of
+from onnxslim_kd.passes.branches import read_claims
 from onnxslim_kd.passes.chains import join_chains
 from onnxslim_kd.passes.constants import fold_constants
 from onnxslim_kd.passes.fold import fold as fold_norms
@@ -24,6 +25,8 @@ _ROUNDS = 8
 """Of folding shapes and constants; real graphs need two, or one for each stage of a network."""
 _SAMPLE = 64
 """Numbers of a weight that are looked at before all are."""
+_DECIDED = ("If", "Shape", "Size")
+"""Operators that facts about shapes decide about."""
 
 
 def remove_dead(model: ir.Model) -> None:
@@ -60,6 +63,7 @@ def _remove_identity(node: ir.Node, source: ir.Value) -> None:
 
 def fold(model: ir.Model) -> None:
     """Fold shapes and constants, again while a constant may make more shapes known."""
+    read_claims(model)
     for turn in range(_ROUNDS):
         known = fold_known(model) if _reads_shapes(model) else 0
         if known:
@@ -74,35 +78,7 @@ def fold(model: ir.Model) -> None:
 
 
 def _reads_shapes(model: ir.Model) -> bool:
-    return any(node.op_type in ("Shape", "Size") for node in model.graph)
-
-
-def fold_branches(model: ir.Model) -> None:
-    """Fold shapes inside of branches, and branches with a known condition.
-
-    Twice: a branch that is inlined makes the shapes behind it known. Weights are not touched.
-    """
-    if not any(node.op_type == "If" for graph in graphs(model) for node in graph):
-        return
-    if not _fold_inside(model):
-        return
-    _fold_inside(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    model.graph = model.clone().graph  # bodies that are gone would still count as readers
-    infer_shapes(model)
-    fold(model)
-
-
-def _fold_inside(model: ir.Model) -> bool:
-    from onnxscript import optimizer
-
-    result = optimizer.fold_constants(
-        model, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL
-    )
-    if result.modified:
-        remove_identities(model)
-        remove_dead(model)
-    return bool(result.modified)
+    return any(node.op_type in _DECIDED for graph in graphs(model) for node in graph)
 
 
 def share_equals(model: ir.Model) -> None:
@@ -166,7 +142,6 @@ STEPS = (
     Step("identities", remove_identities),  # they stand between layers that could be fused
     Step("softmax", unflatten_softmax),  # before its Shape nodes are folded
     Step("shapes and constants", fold),
-    Step("branches", fold_branches),
     Step("fusions", fuse),  # before scales: Gemm takes them up
     Step("batch norm", fold_norms),  # its parameters are constants now
     Step("scales", fold_scales),

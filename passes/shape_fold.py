@@ -4,34 +4,38 @@
 2. ``Reshape(x, computed)`` becomes ``Reshape(x, [0, -1, 64])``, and Expand in the same way.
 3. Reshape, Expand and Slice that give what they take are gone.
 4. Numbers that are equal for all inputs are computed once, where they come first.
+5. The branch that an If always takes is inlined.
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from onnxslim_kd.access import extents_of
-from onnxslim_kd.model import name_of, new_initializer
-from onnxslim_kd.passes import dims
-from onnxslim_kd.passes.shape_families import RULES
-from onnxslim_kd.passes.shape_rules import MOST, NUMBERS, WHOLE, Array, Known, Shape
+from onnxslim_kd.access import bodies
+from onnxslim_kd.model import new_initializer
+from onnxslim_kd.passes.branches import inline
+from onnxslim_kd.passes.shape_known import known
+from onnxslim_kd.passes.shape_rules import Known, Shape
 from onnxslim_kd.passes.symbolic import Number
 
 
 def fold_known(model: ir.Model) -> int:
     """Fold what is known of shapes; return how many values changed."""
     found = known(model)
+    return inline(found, model.graph) + _fold_graph(found, model.graph, {})
+
+
+def _fold_graph(found: Known, graph: ir.Graph, first: dict[tuple[object, ...], ir.Value]) -> int:
     changed = 0
-    first: dict[tuple[object, ...], ir.Value] = {}
-    for node in list(model.graph):
+    for node in list(graph):
+        for body in bodies(node):
+            changed += _fold_graph(found, body, dict(first))
         if node.domain or not node.outputs:
             continue
-        changed += _skip(found, node) or _set_target(found, model.graph, node)
-        changed += _replace(found, model.graph, node, first)
-    _write_shapes(model.graph, found)
+        changed += _skip(found, node) or _set_target(found, graph, node)
+        changed += _replace(found, graph, node, first)
+    _write_shapes(graph, found)
     return changed
 
 
@@ -116,110 +120,3 @@ def _write_shapes(graph: ir.Graph, found: Known) -> None:
             pairs = list(zip(shape, before, strict=True))
             if any(isinstance(number, int) and number != dim for number, dim in pairs):
                 value.shape = ir.Shape([n if isinstance(n, int) else dim for n, dim in pairs])
-
-
-# -------------------------------------------------------------------- what is known
-
-
-def known(model: ir.Model) -> Known:
-    """Follow shapes and numbers through the main graph of ``model``, whose shapes are inferred."""
-    found = Known()
-    for value in model.graph.inputs:
-        shape = dims.read(value)
-        if shape is not None:
-            found.given.update(dim for dim in shape if isinstance(dim, str))
-            found.shape[value] = tuple(map(found.named, shape))
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and not value.is_graph_input():
-            found.shape[value] = extents_of(value.const_value)
-            _read_constant(found, value)
-    versions = dict(model.graph.opset_imports)
-    for node in model.graph:
-        _follow(found, node, versions)
-    return found
-
-
-def _read_constant(found: Known, value: ir.Value) -> None:
-    tensor = value.const_value
-    if tensor is None or value.dtype not in WHOLE:
-        return
-    shape = extents_of(tensor)
-    if len(shape) <= 1 and prod(shape) <= MOST:
-        found.number[value] = tensor.numpy().astype(object)
-
-
-def _follow(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
-    if not node.domain and node.op_type in NUMBERS:
-        array = _compute(found, node)
-        if array is not None and array.ndim <= 1 and array.size <= MOST:
-            found.number[node.outputs[0]] = array
-            found.shape[node.outputs[0]] = array.shape
-            return
-    for value in node.outputs:
-        stated = dims.read(value)
-        if stated is not None and all(isinstance(d, int) or d in found.given for d in stated):
-            found.shape[value] = tuple(map(found.named, stated))
-    if node.outputs[0] in found.shape:
-        return
-    rule = RULES.get(node.op_type) if not node.domain else None
-    shape = rule(found, node) if rule is not None else None
-    if shape is not None:
-        found.shape[node.outputs[0]] = shape
-    else:
-        _infer(found, node, versions)
-
-
-def _compute(found: Known, node: ir.Node) -> Array | None:
-    if node.op_type in ("Shape", "Size"):
-        shape = found.shape.get(node.inputs[0]) if node.inputs[0] is not None else None
-        if shape is None:
-            return None
-        inputs: list[Array] = [_array(shape)]
-    elif any(value is None or value not in found.number for value in node.inputs):
-        return None
-    else:
-        inputs = [found.number[value] for value in node.inputs if value is not None]
-    try:
-        return NUMBERS[node.op_type](node, inputs)
-    except (ValueError, IndexError, TypeError):
-        return None  # a symbol where a plain integer is needed, or a form of the operator not here
-
-
-def _array(numbers: Sequence[Number]) -> Array:
-    array = np.empty(len(numbers), object)
-    array[:] = numbers
-    return array
-
-
-def _infer(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
-    """Ask ONNX for the shapes of one node's outputs, with symbols as names."""
-    types, data = {}, {}
-    for value in node.inputs:
-        if value is None:
-            continue
-        if value not in found.shape or value.dtype is None:
-            return
-        shape = [found.name(number) for number in found.shape[value]]
-        types[name_of(value)] = onnx.helper.make_tensor_type_proto(int(value.dtype), shape)
-        numbers = found.number.get(value)
-        if numbers is not None and all(isinstance(n, int) for n in numbers.reshape(-1)):
-            plain = numbers.astype(value.dtype.numpy())
-            data[name_of(value)] = onnx.numpy_helper.from_array(plain)
-    try:
-        inferred = onnx.shape_inference.infer_node_outputs(
-            onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain),
-            ir.serde.serialize_node(node),
-            types,
-            data,
-            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()],
-        )
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return  # a custom operator, or one that needs more than shapes: not known
-    for value in node.outputs:
-        proto = inferred.get(value.name or "")
-        if proto is not None and proto.tensor_type.HasField("shape"):
-            read = ir.serde.deserialize_type_proto_for_shape(proto)
-            assert read is not None
-            found.shape[value] = tuple(
-                found.named(d if isinstance(d, int) else d.value) for d in read
-            )

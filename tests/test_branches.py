@@ -2,13 +2,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from onnxslim_kd import model
 from onnxslim_kd.api import prune
 from onnxslim_kd.compare import Reference
-from onnxslim_kd.passes.branches import inline_branches
+from onnxslim_kd.passes.branches import inline_branches, read_claims
 from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.passes.ratios import Amount
+from onnxslim_kd.passes.shape_fold import fold_known
 
 HEAD = '<ir_version: 10, opset_import: ["": 21]> g'
 BRANCHES = """then_branch =
@@ -84,6 +86,75 @@ def test_a_branch_within_a_branch() -> None:
     before = Reference.of(loaded)
     assert inline_branches(loaded) == 2
     assert kinds(loaded) == ["Exp", "Abs", "Relu"]
+    assert before.worst(loaded) == 0
+
+
+def test_a_known_branch_within_one_that_depends_on_the_input() -> None:
+    inner = """then_branch = c () => (float[M,K] uu) { p = Exp(x) uu = Abs(p) },
+      else_branch = d () => (float[M,K] vv) { vv = Neg(x) }"""
+    branches = f"""then_branch = a () => (float[M,K] u) {{
+        k = Greater(n, one) w = If(k) <{inner}> u = Exp(w) }},
+      else_branch = b () => (float[M,K] v) {{ v = Neg(x) }}"""
+    loaded = load("c = Greater(m, one)", branches)
+    before = Reference.of(loaded)
+    assert inline_branches(loaded) == 1
+    assert {node.op_type for node in loaded.graph.all_nodes()}.isdisjoint({"Size"})
+    assert len(list(loaded.graph.all_nodes())) == 9
+    assert before.worst(loaded) == 0
+
+
+RANKS = """then_branch = a () => (float[M,K] u) { u = Squeeze(x, last) },
+  else_branch = b () => (float[M,K,L] v) { v = Identity(x) }"""
+
+
+@pytest.mark.parametrize(
+    ("way", "known"),
+    [("p = Unsqueeze(r, first)", True), ("q = Abs(x) p = Identity(q)", False)],
+)
+def test_a_rank_that_both_branches_state(way: str, known: bool) -> None:
+    """Which rank comes out of the first If is not known, but what the second one says of it."""
+    text = f"""{HEAD} (float[M,K,1] x) => (float[A,B] y)
+      <int64[1] last = {{2}}, int64[1] first = {{0}}, int64 two = {{2}}, int64 one = {{1}}> {{
+        s = Shape(x) z = Size(x) c = GreaterOrEqual(z, one) r = If(c) <{RANKS}>
+        t = Shape(r) n = Size(t) d = Equal(n, two)
+        h = If(d) <then_branch = e () => (float[M,4] o) {{ o = Identity(r) }},
+                   else_branch = f () => (float[1,M,4] p) {{ {way} }}>
+        y = Relu(h) }}"""
+    loaded = model.load(onnx.parser.parse_model(text))
+    before = Reference.of(loaded)
+    read_claims(loaded)
+    assert inline_branches(loaded) == known
+    assert kinds(loaded).count("If") == 2 - known
+    assert before.worst(loaded) == 0
+
+
+def test_shapes_inside_of_bodies_are_folded_with_what_stands_before_them() -> None:
+    branches = """then_branch = a () => (float[M,K] u) {
+        i = Shape(x) j = Gather(i, one) f = Cast<to=1>(j) u = Mul(x, f) },
+      else_branch = b () => (float[M,K] v) {
+        k = Shape(x) l = Gather(k, zero) g = Cast<to=1>(l) v = Mul(x, g) }"""
+    loaded = load("o = Shape(x) e = Gather(o, zero) c = Greater(e, three)", branches)
+    before = Reference.of(loaded)
+    fold_known(loaded)
+    common.RemoveUnusedNodesPass()(loaded)
+    assert kinds(loaded) == ["Shape", "Gather", "Greater", "If", "Relu"]
+    then, other = (branch.value for branch in loaded.graph[3].attributes.values())
+    assert [node.op_type for node in then] == ["Cast", "Mul"]
+    assert [node.op_type for node in other] == ["Cast", "Mul"]
+    assert before.worst(loaded) == 0
+
+
+def test_what_is_computed_behind_an_if_is_not_used_in_it() -> None:
+    text = f"""{HEAD} (float[M,4] x) => (float[M,K] y, int64 z) <int64 zero = {{0}}> {{
+        w = Size(x) c = Greater(w, zero)
+        y = If(c) <
+          then_branch = a () => (float[M,K] u) {{
+            i = Shape(x) j = Gather(i, zero) f = Cast<to=1>(j) u = Mul(x, f) }},
+          else_branch = b () => (float[M,K] v) {{ v = Neg(x) }}>
+        k = Shape(x) l = Gather(k, zero) z = Mul(l, l) }}"""
+    loaded = model.load(onnx.parser.parse_model(text))
+    before = Reference.of(loaded)
+    fold_known(loaded)
     assert before.worst(loaded) == 0
 
 

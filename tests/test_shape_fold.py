@@ -6,7 +6,8 @@ from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes import symbolic
 from onnxslim_kd.passes.cleanup import remove_dead
 from onnxslim_kd.passes.gate import size
-from onnxslim_kd.passes.shape_fold import fold_known, known
+from onnxslim_kd.passes.shape_fold import fold_known
+from onnxslim_kd.passes.shape_known import known
 from onnxslim_kd.passes.symbolic import (
     Number,
     add,
