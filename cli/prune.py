@@ -26,9 +26,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--pruned-ratios", help="Their ratios, separated by commas.")
 @click.option("--save-plan", type=FILE, help="Write the plan as JSON.")
 @click.option("--dry-run", is_flag=True, help="Decide and print; write no model.")
-@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@options.force
 @options.untrusted
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@options.as_json
 def prune(
     model: Path,
     output: Path | None,

@@ -25,14 +25,15 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
 @click.option("-o", "--output", type=FILE, required=True, help="Where the trained model goes.")
 @click.option("--config", type=FILE, help="YAML with the settings below, and all others.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Any setting.")
-@click.option("--data", help="digits, npz:F, idx:DIR, folder:DIR, imagelist:F, coco:F, module:fn.")
+@click.option("--data", help="digits, npz:F, idx:DIR, folder:DIR, imagelist:F, coco:F, module:fn."
+              " [default: digits]")  # fmt: skip
 @click.option("--val-data", help="What is evaluated on after every epoch.")
 @click.option("--preprocess", help="Steps, as in random-crop=224,flip,normalize=imagenet.")
-@click.option("--epochs", type=int, help="[default: 10]")
-@click.option("--batch-size", type=int, help="Over all processes. [default: 64]")
+@click.option("--epochs", type=int, help="How often all data is seen. [default: 10]")
+@click.option("--batch-size", type=int, help="Samples, over all processes. [default: 64]")
 @click.option("--lr", "optimizer__lr", type=float, help="Learning rate. [default: 0.01]")
 @click.option("--optimizer", "optimizer__name", type=click.Choice(["sgd", "adam", "adamw"]),
-              help="[default: sgd]")  # fmt: skip
+              help="sgd has a momentum of 0.9. [default: sgd]")  # fmt: skip
 @click.option("--weight-decay", "optimizer__weight_decay", type=float,
               help="Pull towards zero; spares norms and biases. [default: 0.0001]")  # fmt: skip
 @click.option(
@@ -40,7 +41,8 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
     "schedule__kind",
     help="constant, piecewise, cosine, linear or poly. [default: cosine]",
 )
-@click.option("--warmup", "schedule__warmup", type=float, help="Epochs of rising learning rate.")
+@click.option("--warmup", "schedule__warmup", type=float,
+              help="Epochs of rising learning rate. [default: 0]")  # fmt: skip
 @click.option("--train", multiple=True, metavar="RE", help="Parameters to train as well.")
 @click.option("--freeze", multiple=True, metavar="RE", help="Parameters to leave as they are.")
 @click.option(
@@ -48,7 +50,11 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
     type=click.Choice(["auto", "keep", "reinsert", "none", "frozen"]),
     help="auto re-inserts BatchNormalization where it was folded away. [default: auto]",
 )
-@click.option("--like", type=FILE, help="The original of a pruned model, for --bn reinsert.")
+@click.option(
+    "--like",
+    type=FILE,
+    help="The original of a pruned model: what its channels were re-inserted BN starts with.",
+)
 @click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
 @click.option("--init-from", type=FILE, help="Take weights of the same name and shape from here.")
 @click.option(
@@ -72,15 +78,15 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
     type=click.Choice(["auto", "cpu", "cuda"]),
     help="auto: CUDA where it is. [default: auto]",
 )
-@click.option("--threads", type=int, help="Default: as torch chooses.")
+@click.option("--threads", type=int, help="Of this process; by default what torch chooses.")
 @click.option(
     "--amp", type=click.Choice(["none", "bf16", "fp16"]), help="Mixed precision. [default: none]"
 )
 @click.option("--compile/--no-compile", default=None, help="torch.compile the graph.")
 @click.option("--sync-bn/--no-sync-bn", default=None, help="Statistics over all processes.")
-@click.option("--ema", type=float, help="Decay of a moving average of the weights.")
-@click.option("--accumulate", type=int, help="Pieces in which a batch is computed.")
-@click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
+@click.option("--ema", type=float, help="Decay of a moving average of the weights, as in 0.999.")
+@click.option("--accumulate", type=int, help="Pieces in which a batch is computed. [default: 1]")
+@click.option("--clip-norm", type=float, help="Largest L2 norm of the gradient.")
 @click.option("--mutual/--no-mutual", default=None, help="The teacher trains as well.")
 @click.option(
     "--teacher-runtime",
@@ -92,7 +98,8 @@ NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second
     default=None,
     help="Keep what the teacher gives on disk; for data without chance.",
 )
-@click.option("--prune-schedule", metavar="RE=RATIO@EPOCHS", help="As in conv.*=0.5@0,2,4.")
+@click.option("--prune-schedule", metavar="RE=RATIO@EPOCHS",
+              help="Cuts after so many epochs, as in conv.*=0.5@0,2,4.")  # fmt: skip
 @click.option("--log", type=FILE, help="A file of JSON lines.")
 @click.option("--tensorboard", type=FILE, help="Folder; needs the extra of that name.")
 @options.force
@@ -148,7 +155,7 @@ def _terminal(epochs: int, *, as_json: bool) -> Iterator[Any]:
         yield lambda event: click.echo(json.dumps(event)) if event["event"] != "tick" else None
         return
     if not console.is_terminal:
-        yield lambda event: click.echo("\n".join(describe(event)), nl=bool(describe(event)))
+        yield _print
         return
     columns = ("[progress.description]{task.description}", "{task.fields[loss]}")
     with Progress(
@@ -175,6 +182,11 @@ def _terminal(epochs: int, *, as_json: bool) -> Iterator[Any]:
                 progress.console.print(line, highlight=False)
 
         yield listen
+
+
+def _print(event: Mapping[str, Any]) -> None:
+    for line in describe(event):
+        click.echo(line)
 
 
 def describe(event: Mapping[str, Any]) -> list[str]:
