@@ -24,7 +24,7 @@ from onnxslim_kd.training.schedules import Schedule
         ({"init_shapes": True}, "init_shapes has no effect without init_from"),
         (
             {"epochs": 2, "cuts": [{"epoch": 2, "pattern": "a", "ratio": 0.5}]},
-            "a cut before epoch 2 never comes: epochs count from 0, there are 2",
+            "a cut after 2 epochs never comes: there are 2",
         ),
         ({"labels": {"mixup": 1, "cutmix": 1}}, "mixup and labels.cutmix exclude each other"),
         ({"schedule": {"kind": "piecewise"}}, "piecewise needs boundaries"),

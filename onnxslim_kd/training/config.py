@@ -151,8 +151,8 @@ class TrainConfig(_Strict):
         late = [cut.epoch for cut in self.cuts if cut.epoch >= self.epochs]
         if late:
             raise ValueError(
-                f"a cut before epoch {late[0]} never comes: epochs count from 0, there are"
-                f" {self.epochs}"
+                f"a cut after {late[0]} epochs never comes: there are {self.epochs}, and training"
+                f" goes on after the last cut"
             )
         return self
 

@@ -189,7 +189,7 @@ class Run:
             self.listen({"event": "unreached", "names": names})
 
     def _diagnosis(self, loss: Tensor, feeds: Mapping[str, Tensor]) -> str:
-        where = f"the loss is {loss.item()} at epoch {self.epoch}, step {self.step}"
+        where = f"the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.step + 1}"
         for name, parameter in self.plant.lowered.parameters_by_name.items():
             if not bool(parameter.isfinite().all()):
                 return f"{where}: weight {name!r} is not finite; lower lr or clip gradients"
