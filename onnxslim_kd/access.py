@@ -119,3 +119,16 @@ def unique(name: str, taken: Container[str | None]) -> str:
         extra += 1
         free = f"{name}_{extra}"
     return free
+
+
+RANDOM = frozenset(
+    {
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators whose outputs are others in each run."""
