@@ -85,12 +85,13 @@ def left_out(analysis: Analysis, removed: Ids) -> list[str]:
 
 
 def _losing(analysis: Analysis, gone: Array) -> set[ir.Node]:
-    """The nodes that compute over channels of which some are removed."""
+    """The nodes that sum over channels of which some are removed."""
     return {
         consumption.node
         for consumption in analysis.channels.consumed
         for index, axis in consumption.axes
         if index == 0
+        and consumption.out_axis is None
         and (value := consumption.node.inputs[0]) is not None
         and _lost(analysis, value, axis, gone)
     }
@@ -143,9 +144,9 @@ def correct(
         if node is not None:
             wanted = _values(original, name_of(node.outputs[0]), samples)
             given = _values(pruned, name_of(node.inputs[0]), samples)
-            done.append(
-                _update(node, _rows(node, layer.kept, list(zip(given, wanted, strict=True))))
-            )
+            rows = _rows(node, layer.kept, list(zip(given, wanted, strict=True)))
+            if rows.fit < len(rows.inputs):  # not of a single row, which cannot be judged
+                done.append(_update(node, rows))
     return done
 
 
@@ -185,7 +186,8 @@ def _rows(node: ir.Node, kept: Ids, batches: Sequence[tuple[Array, Array]]) -> _
     wanted = np.concatenate([y[:, kept] for _, y in pairs]).astype(np.float32)
     if len(pairs) == 1:
         order = rng.permutation(len(inputs))
-        return _Rows(inputs[order], wanted[order], max(1, len(inputs) - len(inputs) // HELD_OUT))
+        held = max(1, len(inputs) // HELD_OUT)
+        return _Rows(inputs[order], wanted[order], max(1, len(inputs) - held))
     held = max(1, len(pairs) // HELD_OUT)
     return _Rows(inputs, wanted, sum(len(x) for x, _ in pairs[:-held]))
 
