@@ -128,6 +128,5 @@ def test_difference_is_relative_to_the_largest_magnitude() -> None:
 
 def test_a_large_weight_that_nothing_reads_does_not_stop_the_runtime() -> None:
     relu = load(RELU)
-    spare = ir.Tensor(np.zeros(1000, np.float32), name="spare")
-    relu.graph.initializers.add(ir.Value(name="spare", const_value=spare))
+    model.new_initializer(relu.graph, "spare", np.zeros(1000, np.float32))
     assert Reference.of(relu).worst(relu) == 0
