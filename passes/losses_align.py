@@ -1,5 +1,7 @@
 """Make a student's value as large as its teacher's, and pooling with any sizes."""
 
+from collections.abc import Sequence
+from math import prod
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -17,6 +19,8 @@ def _known_ways(text: str) -> str:
     return text
 
 
+LARGEST = 2**27
+"""Weights of a trained layer; more were never meant (512 MiB, and as much for each moment)."""
 Align: TypeAlias = Annotated[str, AfterValidator(_known_ways)]
 """One of `WAYS`, or several joined by ``+``: one for the channels, one for the map's size."""
 
@@ -59,6 +63,7 @@ def convolution(
 ) -> ir.Value:
     """Add a trained convolution that keeps the map's size, with a bias."""
     spatial = [kernel] * (len(dims(x)) - 2)
+    _check_size(scope, (channels[1], channels[0], *spatial))
     deviation = np.sqrt(2 / (channels[1] * np.prod(spatial)))
     start = scope.random.standard_normal((channels[1], channels[0], *spatial)) * deviation
     weight = scope.parameter(f"{name}.weight", start)
@@ -75,10 +80,20 @@ def linear_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value
 
 def linear(scope: Scope, x: ir.Value, name: str, sizes: tuple[int, int]) -> ir.Value:
     """Add a trained matrix [in, out] and bias on the last axis (Xavier)."""
+    _check_size(scope, sizes)
     bound = np.sqrt(6 / sum(sizes))
     weight = scope.parameter(f"{name}.weight", scope.random.uniform(-bound, bound, sizes))
     bias = scope.parameter(f"{name}.bias", np.zeros(sizes[1]))
     return scope.op("Add", scope.op("MatMul", x, weight), bias)
+
+
+def _check_size(scope: Scope, shape: Sequence[int]) -> None:
+    if prod(shape) > LARGEST:
+        sides = " x ".join(map(str, shape))
+        raise UserError(
+            f"loss {scope.name} would train a layer of {sides} weights; give it values of fewer"
+            f" channels, or without their map (pefd: mode=gap)"
+        )
 
 
 def pool_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:

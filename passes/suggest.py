@@ -175,7 +175,8 @@ def _proposals(
     if LOSSES[kind].alone:
         return (([tap], []) for tap in ours if tap.scores)
     wanted = [kind in ON_SCORES] if kind not in EITHER else [True, False]
-    return (([s], [t]) for s, t in pairs if (s.scores and t.scores) in wanted)
+    fitting = (pair for pair in pairs if all(tap.scores for tap in pair) in wanted)
+    return (([s], [t]) for s, t in fitting if kind not in ON_VECTORS or not (s.size or t.size))
 
 
 def _lists(ours: Sequence[Tap], theirs: Sequence[Tap]) -> Iterator[Proposal]:
@@ -237,4 +238,5 @@ def _shapes(taps_: Sequence[Tap]) -> str:
 
 
 ON_SCORES = ("soft_label", "kl", "js", "dml", "dist", "dkd", "skd", "wsl", "pefd")
+ON_VECTORS = ("pefd",)  # its layers would be as large as the square of a map
 EITHER = ("l1", "l2", "smooth_l1", "cosine", "rkd_distance", "rkd_angle")

@@ -1,5 +1,7 @@
+import pytest
 from merge_models import HEADER, net, text
 
+from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.losses import LOSSES
 from onnxslim_kd.passes.merge import merge
 from onnxslim_kd.passes.suggest import suggest
@@ -58,3 +60,19 @@ def test_windows_and_time_steps_are_no_samples():
 
 def test_at_most():
     assert all(len(some) <= 1 for some in by_kind(net(), net(), most=1).values())
+
+
+def test_no_layer_as_large_as_a_map_squared_is_suggested():
+    source = (
+        HEADER.format(opset=17)
+        + """
+        net (float[N,3,512,512] x) => (float[N,4,512,512] y)
+        <float[4,3,1,1] w1> { y = Conv(x, w1) }
+    """
+    )
+    student = text(source)
+    kinds = by_kind(student, student)
+    assert "pefd" not in kinds
+    assert "kl" in kinds
+    with pytest.raises(UserError, match="loss pefd would train a layer of 1048576 x 1048576"):
+        merge(student, student, ["pefd:y=y"])
