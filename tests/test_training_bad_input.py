@@ -282,8 +282,7 @@ OTHERS = {
         ("infer", "net.onnx", "0.png", "--labels", "no.txt"), "no.txt: cannot be read: No such",
     ),
     "no image": (
-        ("infer", "net.onnx", "no.png"),
-        "1 sample cannot be read, 0 are allowed (max_bad); the first: no.png: No such file",
+        ("infer", "net.onnx", "no.png"), "1 sample cannot be read; the first: no.png: No such file",
     ),
 }  # fmt: skip
 

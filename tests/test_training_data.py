@@ -194,7 +194,7 @@ def test_corrupt_files_are_counted_not_replaced(images):
     (images / "cat" / "1.png").write_bytes(b"not an image")
     (images / "dog" / "2.png").unlink()
     source = open_source(f"imagelist:{images}/train.txt")
-    strict = loader(source, batch_size=6)
+    strict = loader(source, batch_size=6, max_bad=0)
     with pytest.raises(UserError, match=r"2 samples cannot be read, 0 are allowed .*the first: "):
         list(strict.evaluate())
     tolerant = loader(source, batch_size=6, max_bad=2)

@@ -22,10 +22,10 @@ def test_accuracy_counts_over_batches_and_skips_unlabelled():
     assert found == {"top1": pytest.approx(60), "top5": pytest.approx(80)}
 
 
-def test_a_constant_output_is_not_right():
-    assert measured(metrics.Accuracy(), (np.zeros((4, 3)), {"label": np.zeros(4, int)})) == {
-        "top1": 0
-    }
+@pytest.mark.parametrize("number", [0.0, np.nan])
+def test_a_constant_output_is_not_right(number):
+    batch = np.full((4, 3), number), {"label": np.zeros(4, int)}
+    assert measured(metrics.Accuracy(), batch) == {"top1": 0}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class Loader:
         seed: Of order and augmentation.
         workers: Processes that decode; 0 decodes in this one.
         shard: (rank, processes); every process gets its part of each training batch.
-        max_bad: How many samples may fail to decode before it is an error.
+        max_bad: How many samples may fail to decode before it is an error; None for none, where
+            the user cannot set it.
     """
 
     source: Source
@@ -57,7 +58,7 @@ class Loader:
     seed: int = 0
     workers: int = 0
     shard: tuple[int, int] = (0, 1)
-    max_bad: int = 0
+    max_bad: int | None = None
     bad: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,12 +127,11 @@ class Loader:
 
     def _count(self, batch: Batch) -> None:
         self.bad.update(batch.bad)
-        if len(self.bad) > self.max_bad:
+        if len(self.bad) > (self.max_bad or 0):
             held = "1 sample" if len(self.bad) == 1 else f"{len(self.bad)} samples"
-            raise UserError(
-                f"{held} cannot be read, {self.max_bad} are allowed (max_bad);"
-                f" the first: {next(iter(self.bad.values()))}"
-            )
+            allowed = "" if self.max_bad is None else f", {self.max_bad} are allowed (max_bad)"
+            first = next(iter(self.bad.values()))
+            raise UserError(f"{held} cannot be read{allowed}; the first: {first}")
 
 
 def _leave_signals(worker: int) -> None:

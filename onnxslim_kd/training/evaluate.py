@@ -30,7 +30,7 @@ class Reading:
     preprocess: str = ""
     batch_size: int = 64
     workers: int = 0
-    max_bad: int = 0
+    max_bad: int | None = None
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ class Accuracy:
         _check_classes(labels, scores.shape[1])
         scores, labels = scores[labels != UNLABELLED], labels[labels != UNLABELLED]
         self.classes = scores.shape[1]
-        # Ties count against the model: a constant output must not look right.
+        # Ties count against the model: a constant output must not look right, nor one of NaN.
         own = np.take_along_axis(scores, labels[:, None], 1)
-        ranks = (scores >= own).sum(1)
+        ranks = (~(scores < own)).sum(1)
         self.right += [(ranks <= 1).sum(), (ranks <= 5).sum()]
         self.count += len(labels)
 
