@@ -12,6 +12,8 @@ from onnxslim_kd.errors import NotFoundError, OperationError, UserError
 from onnxslim_kd.runtime import Session
 from onnxslim_kd.training import config as configs
 from onnxslim_kd.training import engine
+from onnxslim_kd.training.data import Batch
+from onnxslim_kd.training.objective import PARTNER, Objective
 
 
 def fit(model, **settings):
@@ -191,6 +193,21 @@ def test_softmax_at_the_end_is_seen_through():
     assert outcome.history[-1]["top1"] > 75
 
 
+@pytest.mark.parametrize(("preprocess", "channels"), [("", 1), ("nhwc", 3)])
+def test_cutmix_takes_whole_pixels_of_the_partner(preprocess, channels):
+    shape = [6, 8, 8]
+    shape.insert(channels, 3)
+    image = torch.arange(6.0).view(-1, 1, 1, 1).expand(shape)
+    batch = Batch({"image": image, "label": torch.arange(6)}, list(range(6)))
+    config = configs.parse({"labels": {"cutmix": 1.0}, "preprocess": preprocess})
+    mixed, mix = Objective(classifier(), None, config).mixed(batch, [1])
+    found = mixed.entries["image"]
+    assert (found.amax(channels) == found.amin(channels)).all()
+    stays = (found == image).float().mean((1, 2, 3))
+    other = mixed.entries[PARTNER] != mixed.entries["label"]
+    assert torch.allclose(stays[other], torch.tensor(mix.part)) and 0 < mix.part < 1
+
+
 @pytest.mark.parametrize(
     "labels", [{"smoothing": 0.1}, {"mixup": 0.2}, {"cutmix": 1.0}, {"loss": "ce"}]
 )
@@ -233,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_value():
         ({"terms": {"k": {"weight": 1}}}, "terms.k: the model's loss terms are: none"),
         ({"preprocess": "resize=9"}, r"input 'image' has shape \[batch, 1, 8, 8\], the data gives"),
         ({"preprocess": "normalise=half"}, "near misses: normalize"),
-        ({"labels": {"weight": 0}}, "no loss term is active in epoch 0"),
+        ({"labels": {"weight": 0}}, "no loss term is active in epoch 1"),
         ({"amp": "fp16"}, "amp fp16 needs a CUDA device"),
         ({"cache_teacher": True, "preprocess": "flip"}, None),
     ],

@@ -18,6 +18,7 @@ from onnxslim_kd.training.config import Labels, TrainConfig
 from onnxslim_kd.training.data import Batch, check_range
 from onnxslim_kd.training.images import UNLABELLED
 from onnxslim_kd.training.metrics import class_axis
+from onnxslim_kd.training.transforms import Preprocess
 
 Values = Mapping[str, Tensor]
 OWN = "labels"
@@ -70,6 +71,7 @@ class Objective:
         self.terms = [*_graph_terms(roles, config), self.own]
         self.classes = self._count_classes(model, roles)
         self._mixes = bool(self.settings.mixup or self.settings.cutmix)
+        self._rows = 1 if "nhwc" in Preprocess(config.preprocess).names else 2
         self._check(roles, config)
 
     def _check(self, roles: Roles | None, config: TrainConfig) -> None:
@@ -80,7 +82,9 @@ class Objective:
             )
         for epoch in range(config.epochs):
             if not self.active(epoch):
-                raise UserError(f"no loss term is active in epoch {epoch}; see terms and labels")
+                raise UserError(
+                    f"no loss term is active in epoch {epoch + 1}; see terms and labels"
+                )
         shaping = self._mixes or self.settings.smoothing
         if shaping and (self.own.weight == 0 or self.settings.loss != "ce"):
             raise UserError(
@@ -194,7 +198,7 @@ class Objective:
         if self.settings.mixup:
             image = part * image + (1 - part) * image[partner]
         else:
-            image, part = _patched(image, partner, part, rng)
+            image, part = _patched(image, partner, part, rng, self._rows)
         entries = {**batch.entries, "image": image, PARTNER: batch.entries["label"][partner]}
         return Batch(entries, batch.indices, batch.bad), Mix(part)
 
@@ -221,15 +225,26 @@ def _described(tensor: Tensor) -> str:
 
 
 def _patched(
-    image: Tensor, partner: Tensor, part: float, rng: np.random.Generator
+    image: Tensor, partner: Tensor, part: float, rng: np.random.Generator, axis: int
 ) -> tuple[Tensor, float]:
-    """CutMix (Yun et al. 2019): a window of area 1 - part comes from the partner."""
-    height, width = image.shape[-2:]
+    """CutMix (Yun et al. 2019): a window of area 1 - part comes from the partner.
+
+    Args:
+        image: The batch.
+        partner: Whose window each sample gets.
+        part: Of the area that stays, about.
+        rng: Says where the window is.
+        axis: Of the rows of pixels; the columns follow.
+
+    Returns:
+        The batch, and the part that stays.
+    """
+    height, width = image.shape[axis : axis + 2]
     high, wide = (round(side * (1 - part) ** 0.5) for side in (height, width))
     top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
     image = image.clone()
-    rows, columns = slice(top, top + high), slice(left, left + wide)
-    image[..., rows, columns] = image[partner][..., rows, columns]
+    window = (*[slice(None)] * axis, slice(top, top + high), slice(left, left + wide))
+    image[window] = image[partner][window]
     return image, 1 - high * wide / (height * width)
 
 
