@@ -19,6 +19,7 @@ from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
 from onnxslim_kd.passes import prune as pruning
 from onnxslim_kd.passes.channels import Attention
+from onnxslim_kd.passes.correct_layer import Corrected
 from onnxslim_kd.passes.groups import Analysis
 from onnxslim_kd.passes.prepare import insist_equal
 from onnxslim_kd.passes.prune import Choice
@@ -37,7 +38,7 @@ class Pruned:
     after: Cost
     proof: proofs.Proof | None
     """None when verification was turned off; it is about the cut, before any correction."""
-    corrected: tuple[correction.Corrected, ...] = ()
+    corrected: tuple[Corrected, ...] = ()
     """The layers that were corrected."""
     uncorrected: tuple[str, ...] = ()
     """Layers that lost inputs and that a correction cannot handle."""
@@ -158,7 +159,7 @@ def _reading_of(choice: Choice | Plan, reading: Reading | None) -> Reading | Non
 
 def _carry_out(
     analysis: Analysis, decided: Plan, samples: Samples | None, *, verify: bool
-) -> tuple[ir.Model, Shapes, proofs.Proof | None, tuple[correction.Corrected, ...]]:
+) -> tuple[ir.Model, Shapes, proofs.Proof | None, tuple[Corrected, ...]]:
     """Cut the analysed model in place as ``decided`` says, prove it, and correct what is left."""
     removed = pruning.removed_by(analysis, decided)
     model = analysis.model
@@ -175,7 +176,7 @@ def _carry_out(
     if silenced is not None:
         proofs.same_interface(interface, model, freed=analysis.free_outputs)
         proof = proofs.prove(silenced, model)
-    corrected: tuple[correction.Corrected, ...] = ()
+    corrected: tuple[Corrected, ...] = ()
     if samples is not None and original is not None:
         corrected = tuple(correction.correct(original, model, layers, samples))
     pruning.record(model, decided)
