@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxslim_kd import contrib
 from onnxslim_kd import shapes as shape_sampling
-from onnxslim_kd.access import bytes_of, dims, extents_of
+from onnxslim_kd.access import bytes_of, dims, extents_of, graphs
 from onnxslim_kd.shapes import Shape, Shapes
 
 
@@ -40,7 +40,7 @@ def cost(model: ir.Model, shapes: Shapes | None = None) -> Cost:
     shapes = shapes or shape_sampling.sample(model)
     per_node = macs(model, shapes.of)
     batch = dynamic_batch(model, shapes)
-    held = (v.const_value for v in model.graph.initializers.data.values())
+    held = (v.const_value for g in graphs(model) for v in g.initializers.data.values())
     weights = [tensor for tensor in held if tensor is not None]
     return Cost(
         macs=sum(per_node.values()) // batch,

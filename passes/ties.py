@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from onnxslim_kd.access import bodies, extents_of
 from onnxslim_kd.contrib import MICROSOFT
+from onnxslim_kd.cost import is_weight
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import ties_attention as fused
 from onnxslim_kd.passes import ties_contrib as contrib
@@ -76,6 +78,9 @@ def _is_arithmetic(t: Channels, node: ir.Node) -> bool:
 def _apply(t: Channels, node: ir.Node) -> None:
     for value in _captured(node):
         _keep(t, value, f"captured by the body of {_kind(node)}")
+    for inner in (inner for body in bodies(node) for inner in body.all_nodes()):
+        _name_weights(t, inner, f"inside the body of {_kind(node)}")
+    t.node = node
     rule = rule_of(node)
     if rule is None:
         _pin_inputs(t, node, f"no rule for {_kind(node)}")
@@ -104,6 +109,41 @@ def _pin_inputs(t: Channels, node: ir.Node, reason: str) -> None:
             _keep(t, value, reason)
     for output in node.outputs:
         t.layout.pop(output, None)
+    _name_weights(t, node, reason)
+
+
+def _name_weights(t: Channels, node: ir.Node, reason: str) -> None:
+    """Let a pattern mean the weights of a node that stays whole, to hear why they must stay."""
+    for reader, index in _weights_behind(node):
+        value, t.node = reader.inputs[index], reader
+        assert value is not None and value.const_value is not None
+        if not t.born(value):
+            t.shapes.shape.setdefault(value, extents_of(value.const_value))  # in a body: not yet
+            t.keep_whole(value, reason)
+            t.operand(index)
+        if len(value.const_value.shape) > 1 and t.born(value):
+            t.produce(t.born(value)[0].ids)
+
+
+def _weights_behind(node: ir.Node) -> Iterator[tuple[ir.Node, int]]:
+    """Who reads the weights that come to ``node`` alone, or behind slices, casts and the like."""
+    for start in node.inputs:
+        found, ahead = [], [(node, i) for i, value in enumerate(node.inputs) if value is start]
+        for reader, index in ahead:  # grows while it is walked
+            value = reader.inputs[index]
+            producer = value.producer() if value is not None else None
+            if producer is not None and len(ahead) < _FAR:
+                ahead += [(producer, i) for i, v in enumerate(producer.inputs) if v is not None]
+            elif value is not None and value.is_initializer() and value.const_value is not None:
+                found += [(reader, index)] if is_weight(value.const_value) else []
+            elif value is not None:
+                break  # it comes from an input, or from too far away
+        else:
+            yield from found
+
+
+_FAR = 32
+"""More operators than exporters put between a weight and the layer that reads it."""
 
 
 def _keep(t: Channels, value: ir.Value, reason: str) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
+from onnxslim_kd.cost import cost
 from onnxslim_kd.errors import ModelError, NotFoundError
 from onnxslim_kd.passes.channels import Attention
 from tests.models import Case, build
@@ -283,6 +284,28 @@ def test_a_model_without_parameters_says_so(body: str, reason: str) -> None:
     case = Case(body, "float[1] w1", inputs="float[N] x", outputs="float[N] y")
     with pytest.raises(NotFoundError, match=f"nothing can be pruned: {reason}"):
         api.prune(build(case), ALL)
+
+
+def test_every_weight_that_stays_is_named_with_its_reason() -> None:
+    """Weights inside of bodies, and those behind others' slices of an operator without a rule."""
+    branch = "{0} = Conv(x, {1})"
+    case = Case(
+        "c = ReduceSum<keepdims=0>(x) d = Cast<to=9>(c)"
+        f" h = If(d) <then_branch = a () => (float[N,8,6,6] u) {{ {branch.format('u', 'w1')} }},"
+        f" else_branch = b () => (float[N,8,6,6] v) {{ {branch.format('v', 'w2')} }}>"
+        " one = Constant<value_ints=[1]>() nine = Constant<value_ints=[9]>()"
+        " k = Slice(w3, one, nine, one) z = DeformConv(h, k, o) y = Relu(z)",
+        "float[8,3,3,3] w1, float[8,3,3,3] w2, float[4,9,1,1] w3",
+        inputs="float[N,3,8,8] x, float[N,2,6,6] o",
+    )
+    analysis = api.inspect(build(case))
+    reasons = {p.name: analysis.refusal(p) for p in analysis.parameters if p.produces}
+    assert reasons == {
+        "w1": "captured by the body of If If_2",
+        "w2": "captured by the body of If If_2",
+        "w3": "no rule for DeformConv DeformConv_4",
+    }
+    assert cost(analysis.model, analysis.shapes).parameters == 2 * 8 * 27 + 36
 
 
 def test_heads_that_a_factor_does_not_have_leave_the_dims() -> None:
