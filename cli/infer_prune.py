@@ -1,5 +1,6 @@
 """onnxslim-kd infer-prune: the model as it ships."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,8 @@ def _proof_text(stripped: "Stripped") -> str:
     for shapes in proof.shapes:
         texts = (f"{name} {'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
         lines.append(f"  {', '.join(texts)}")
+    if proof.same_decisions:
+        lines.append("  both given the original's decisions (TopK, comparisons), scores compared")
     return "\n".join(lines)
 
 
@@ -131,8 +134,6 @@ def _as_json(stripped: "Stripped", half: float | None) -> dict[str, Any]:
         "bytes": stripped.bytes,
         "removed": stripped.removed,
         "notes": stripped.notes,
-        "proof": None
-        if proof is None
-        else {"shapes": proof.shapes, "worst": proof.worst, "tolerance": proof.tolerance},
+        "proof": None if proof is None else asdict(proof),
         "half": half,
     }

@@ -24,7 +24,7 @@ class Decisions:
     """What the answers follow from."""
 
 
-def find(graph: ir.Graph, is_whole: Callable[[ir.Value], bool]) -> Decisions:
+def find(graph: ir.Graph, is_whole: Callable[[ir.Value], bool] = lambda value: True) -> Decisions:
     """Return the decisions of a graph.
 
     Args:

@@ -6,12 +6,13 @@ save(stripped.model, "student.onnx")
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
+from onnxslim_kd import decisions
 from onnxslim_kd.access import RANDOM, graphs
 from onnxslim_kd.compare import TOLERANCE, Reference
 from onnxslim_kd.errors import ModelError, PassError, ProofError
@@ -38,11 +39,13 @@ class Proof:
         shapes: The input shapes that both models ran with.
         worst: Largest difference of an output, as a share of its largest magnitude.
         tolerance: What was allowed.
+        same_decisions: Whether both were given what the original's TopK or comparisons decide.
     """
 
     shapes: tuple[Mapping[str, tuple[int, ...]], ...]
     worst: float
     tolerance: float = TOLERANCE
+    same_decisions: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def infer_prune(
     asked = _Asked(model, keep, outputs, activation)
     start = asked.declare()
     notes = [f"{start.switched} nodes switched from training to inference"] * bool(start.switched)
-    guard = _Guard(_reference(asked, start, shapes, notes) if verify else None)
-    gated = gate.apply(start.model, STEPS, guard.differs, again=lambda: asked.declare().model)
+    again = lambda: asked.declare().model  # noqa: E731
+    guard = _Guard(_reference(asked, start, shapes, notes) if verify else None, again)
+    gated = gate.apply(start.model, STEPS, guard.differs, again=again)
     guard.insist(gated.model)
     keep_inputs(gated.model, start.inputs)
     _check(gated.model)
@@ -181,27 +185,41 @@ def _reference(
 class _Guard:
     """Compares every model that a step made; the last one that passed is the result."""
 
-    def __init__(self, reference: Reference | None) -> None:
+    def __init__(self, reference: Reference | None, again: Callable[[], ir.Model]) -> None:
         self.reference = reference
+        self.again = again
+        """Makes the model that the reference is of."""
         self.proof: Proof | None = None
 
     def differs(self, model: ir.Model) -> str | None:
         if self.reference is None:
             return None
-        try:
-            worst = self.reference.worst(model)
-        except (ProofError, ModelError) as error:
-            return str(error)
-        if worst > TOLERANCE:
-            return f"outputs differ by {worst:.1e} of their magnitude, {TOLERANCE:.0e} allowed"
-        self.proof = Proof(tuple(self.reference.shapes), worst)
-        return None
+        (wrong, worst), held = _apart(self.reference, model), False
+        found = decisions.find(model.graph) if wrong is not None else decisions.Decisions()
+        if found.answers:
+            held, twin = True, model.clone()
+            wrong, worst = _apart(decisions.hold(found, self.reference, self.again(), twin), twin)
+        if wrong is None:
+            self.proof = Proof(tuple(self.reference.shapes), worst, same_decisions=held)
+        return wrong
 
     def insist(self, model: ir.Model) -> None:
         """Compare a model that no step changed, and refuse it if it differs."""
         wrong = self.differs(model) if self.proof is None else None
         if wrong is not None:
             raise ProofError(f"the outputs are not those of the given model: {wrong}")
+
+
+def _apart(reference: Reference, model: ir.Model) -> tuple[str | None, float]:
+    """What is wrong with a model, if anything, and how far it is from the reference."""
+    try:
+        worst = reference.worst(model)
+    except (ProofError, ModelError) as error:
+        return str(error), float("inf")
+    if worst > TOLERANCE:
+        allowed = f"{TOLERANCE:.0e} allowed"
+        return f"outputs differ by {worst:.1e} of their magnitude, {allowed}", worst
+    return None, worst
 
 
 def _check(model: ir.Model) -> None:

@@ -170,6 +170,23 @@ def test_random_outputs_are_not_compared_and_it_is_said() -> None:
     assert "outputs are random (RandomNormalLike" in done.notes[0]
 
 
+def test_a_fold_that_changes_what_rounding_decides_is_kept() -> None:
+    ranked = filled(
+        f"""g (float[N,3,24,24] x, float[4,3,3,3] w, {BN}, float[4,3,3,3] w2) => (float[N,1936] y)
+        <float big = {{3000.0}}, int64[2] flat = {{0, -1}}, int64[1] k = {{1936}}> {{
+            b = Add(x, big)  c = Conv(b, w)
+            n = BatchNormalization(c, scale, bias, mean, var)  score = Reshape(n, flat)
+            best, which = TopK(score, k)
+            f = Conv(x, w2)  feature = Reshape(f, flat)
+            y = GatherElements <axis = 1> (feature, which)
+        }}"""
+    )
+    done = infer_prune(ranked)
+    assert done.proof.same_decisions and done.proof.worst < 1e-4
+    assert done.removed["batch norm"] == 1 and not done.notes
+    assert [value.name for value in done.model.graph.inputs] == ["x"]
+
+
 def test_without_verification_there_is_no_proof() -> None:
     done = infer_prune(merged(), verify=False)
     assert done.proof is None
