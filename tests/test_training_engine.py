@@ -354,6 +354,27 @@ def test_the_loss_as_metric_needs_no_labels():
     assert losses[-1] < losses[0]
 
 
+def test_the_loss_of_no_samples_is_no_number(tmp_path):
+    empty = {"x": np.zeros((0, 1, 8, 8), np.float32), "y": np.zeros(0, np.int64)}
+    np.savez(tmp_path / "empty.npz", **empty)
+    with pytest.raises(UserError, match="the evaluation data has no samples"):
+        fit(classifier(), metric="loss", val_data=f"npz:{tmp_path / 'empty.npz'}")
+
+
+def test_statistics_of_a_single_number_are_refused_in_one_sentence():
+    body = """
+     p = GlobalAveragePool(image)
+     n = BatchNormalization(p, scale, bias, mean, var)
+     f = Flatten(n)
+     logits = Gemm<transB=1>(f, fc_weights, fc_bias)
+    """
+    shapes = {name: (1,) for name in ("scale", "bias", "mean", "var")}
+    shapes |= {"fc_weights": (10, 1), "fc_bias": (10,)}
+    model = build(body, "float[N,1,8,8] image", "float[N,10] logits", shapes)
+    with pytest.raises(OperationError, match="on this batch: Expected more than 1 value per chan"):
+        fit(model, batch_size=1)
+
+
 def test_a_pruned_file_shapes_the_graph(tmp_path):
     import onnxslim_kd
     from onnxslim_kd import model as model_io

@@ -56,8 +56,9 @@ def test_tensorboard_gets_every_number(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     assert {"step/loss", "step/lr", "epoch/top1"} <= set(events.Tags()["scalars"])
+    assert [loss.step for loss in events.Scalars("step/loss")] == [10, 20, 22]
     (top1,) = events.Scalars("epoch/top1")
-    assert top1.value == pytest.approx(outcome.history[0]["top1"])
+    assert top1.value == pytest.approx(outcome.history[0]["top1"]) and top1.step == 1
 
 
 def test_tensorboard_that_is_missing_is_one_sentence(tmp_path, monkeypatch):

@@ -10,19 +10,6 @@ from onnxslim_kd.errors import OperationError, UserError
 
 Event = Mapping[str, Any]
 Listener = Callable[[Event], None]
-SPOKEN = {
-    "prepared",
-    "start",
-    "unreached",
-    "init",
-    "bn",
-    "resume",
-    "step",
-    "epoch",
-    "checkpoint",
-    "end",
-}
-"""Events that are written; a tick only moves the progress bar."""
 
 
 @contextmanager
@@ -57,7 +44,7 @@ def _lines(path: Path) -> Iterator[Listener]:
     with file:
 
         def listen(event: Event) -> None:
-            if event["event"] in SPOKEN:
+            if event["event"] != "tick":  # which only moves the progress bar
                 try:
                     file.write(json.dumps(event) + "\n")
                     file.flush()
@@ -79,16 +66,17 @@ def _board(folder: Path) -> Iterator[Listener]:
         writer: Any = SummaryWriter(str(folder))
     except OSError as error:
         raise UserError(f"tensorboard {folder}: cannot be written: {error.strerror}") from error
-    steps = 0
 
     def listen(event: Event) -> None:
-        nonlocal steps
-        if event["event"] not in ("step", "epoch"):
+        kind = event["event"]
+        if kind not in ("step", "epoch"):
             return
-        steps += 1
+        place = (
+            event["epoch"] * event["steps"] + event["step"] if kind == "step" else event["epoch"]
+        )
         for name, value in event.items():
             if isinstance(value, float):
-                writer.add_scalar(f"{event['event']}/{name}", value, steps)
+                writer.add_scalar(f"{kind}/{name}", value, place)
 
     try:
         yield listen

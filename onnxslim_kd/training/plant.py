@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxslim_kd.training.shrink import GroupSparsity
 
 Values = Mapping[str, Tensor]
+NO_SAMPLES = "the evaluation data has no samples"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -133,7 +134,7 @@ class Plant:
     def _run(forward: Any, feeds: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Values:
         try:
             values: Values = forward(feeds, outputs)
-        except RuntimeError as error:  # torch's only kind: shapes, memory
+        except (RuntimeError, ValueError) as error:  # shapes, memory; statistics of one number
             reason = str(error).partition("\n")[0]
             raise OperationError(f"the graph does not run on this batch: {reason}") from error
         return values
@@ -169,7 +170,7 @@ class Plant:
         """
         assert self.val_loader is not None
         self.lowered.eval()
-        if self.config.metric == "loss":
+        if self.config.metric == "loss" or self._has_no_classes():
             return {"val_loss": self._mean_loss(epoch, samples)}, True
         metric: metrics.Metric | None = None
         for batch in self.val_loader.evaluate(samples):
@@ -179,8 +180,13 @@ class Plant:
             outputs = {name: value.float().cpu().numpy() for name, value in values.items()}
             metric.update(outputs, {key: value.numpy() for key, value in batch.entries.items()})
         if metric is None:
-            raise UserError("the evaluation data has no samples")
+            raise UserError(NO_SAMPLES)
         return metric.result(), metric.lower_is_better
+
+    def _has_no_classes(self) -> bool:
+        """Tell whether labels are numbers, for which the loss is the natural measure."""
+        own = self.objective.own.weight != 0 and self.config.labels.loss in ("bce", "mse")
+        return self.config.metric == "auto" and own
 
     def _mean_loss(self, epoch: int, samples: int | None) -> float:
         assert self.val_loader is not None
@@ -192,7 +198,9 @@ class Plant:
             entries = {name: t.to(self.world.device) for name, t in batch.entries.items()}
             loss, _ = self.loss(Piece(feeds, entries), epoch)
             total, count = total + loss.item() * len(batch), count + len(batch)
-        return total / max(count, 1)
+        if count == 0:
+            raise UserError(NO_SAMPLES)
+        return total / count
 
     def export(self, path: Path) -> None:
         """Write the student with the weights as they are now."""

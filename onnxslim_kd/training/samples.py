@@ -34,9 +34,7 @@ def read(model: ir.Model, data: str, *, preprocess: str = "", samples: int = 512
     size = fixed or min(BATCH, samples)
     source = open_source(data, feeder.shapes())
     loader = Loader(source, Preprocess(preprocess), size)
-    found = [
-        b for b in loader.some(-(-samples // size)) if len(b) == size or not fixed_batch(model)
-    ]
+    found = [b for b in loader.some(-(-samples // size)) if len(b) == size or not fixed]
     if not found:
         raise UserError(f"data {data!r} has no samples, or fewer than the model's batch of {size}")
     held = sum(len(batch) for batch in found)
