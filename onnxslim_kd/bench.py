@@ -158,31 +158,6 @@ def bench(
     return Report(tuple(subjects), tuple(cases), setting, ran_on, machine.environment())
 
 
-def compare_latency(
-    a: ir.Model,
-    b: ir.Model,
-    *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    setting: Setting | None = None,
-) -> Ratio:
-    """Return the latency of ``b`` over that of ``a``, and nothing else.
-
-    Raises:
-        UserError: As for `bench`.
-        ModelError: As for `bench`.
-    """
-    setting = setting or Setting(rounds=15, seconds=10.0)
-    sessions = [_session(a, setting), _session(b, setting)]
-    check_interface("the first model", sessions[0], "the second", sessions[1])
-    feeds = workloads(a, [shapes] if shapes else ())[0].feeds[0]
-    first, second = timing.interleave(
-        [session.bind(feeds) for session in sessions],
-        rounds=setting.rounds,
-        seconds=setting.seconds,
-    )
-    return second.ratio_to(first)
-
-
 def _session(source: Source, setting: Setting) -> runtime.Session:
     return runtime.Session(source, provider=setting.provider, threads=setting.threads, spin=False)
 

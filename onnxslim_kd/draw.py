@@ -104,7 +104,7 @@ def _place_losses(folded: Folded, places: list[Place]) -> None:
 
 def _box(box: Box, place: Place) -> str:
     out = _shape_text(box)
-    small = f"{box.operators}"
+    small = box.operators
     count = f"{_short(box.parameters)} weights" if box.parameters else ""
     lane = box.lane if box.lane in (STUDENT, LOSSES) else "teacher"
     return (

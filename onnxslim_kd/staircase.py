@@ -14,7 +14,7 @@ provider, threads); lines from elsewhere are not used.
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -132,7 +132,7 @@ class Table:
             self._append(zip(missing, found, strict=True))
         return [self._known[p.key] for p in probes]
 
-    def _append(self, found: Any) -> None:
+    def _append(self, found: Iterable[tuple[Probe, float]]) -> None:
         lines = []
         for probe, seconds in found:
             self._known[probe.key] = seconds

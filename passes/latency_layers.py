@@ -24,7 +24,13 @@ from onnxslim_kd.staircase import Probe, Table
 Array = np.ndarray[Any, Any]
 KNOTS = 9
 """Widths at which one axis of a layer is measured; between them time is taken as straight."""
-SIMPLE = (ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT)
+PLAIN = (
+    ir.AttributeType.INT,
+    ir.AttributeType.INTS,
+    ir.AttributeType.FLOAT,
+    ir.AttributeType.STRING,
+)
+"""Attributes that a layer to measure may have."""
 WHOLE = ""
 """The name of the time of a whole model, where a trace does not tell that of its nodes."""
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -191,7 +197,7 @@ class Survey:
     def _operands(self, node: ir.Node) -> list[Operand | None] | None:
         """The inputs of a node that can be measured alone; None for others."""
         attributes = node.attributes.values()
-        known = all(a.type in (*SIMPLE, ir.AttributeType.STRING) for a in attributes)
+        known = all(a.type in PLAIN for a in attributes)
         if not known or node.outputs[0].dtype is None:
             return None
         try:

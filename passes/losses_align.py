@@ -42,13 +42,17 @@ def aligned(scope: Scope, student: ir.Value, teacher: ir.Value, how: str | None)
 
 def conv_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Add a trained 1x1 convolution to the teacher's channels (Kaiming, fan out)."""
-    if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
-        raise UserError(
-            f"align=conv needs maps of equal rank, {shown(student)} is {student.shape} and"
-            f" {shown(teacher)} is {teacher.shape}; try align=linear"
-        )
+    _check_maps("conv", student, teacher)
     channels = static(student, 1, "align=conv"), static(teacher, 1, "align=conv")
     return convolution(scope, student, "align", channels, kernel=1)
+
+
+def _check_maps(way: str, student: ir.Value, teacher: ir.Value) -> None:
+    if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
+        raise UserError(
+            f"align={way} needs maps of equal rank, {shown(student)} is {student.shape} and"
+            f" {shown(teacher)} is {teacher.shape}; try align=linear, on the last axis"
+        )
 
 
 def channels_like(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
@@ -98,11 +102,7 @@ def _check_size(scope: Scope, shape: Sequence[int]) -> None:
 
 def pool_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Pool the student's map to the size of the teacher's."""
-    if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
-        raise UserError(
-            f"align=pool needs maps of equal rank, {shown(student)} is {student.shape} and"
-            f" {shown(teacher)} is {teacher.shape}"
-        )
+    _check_maps("pool", student, teacher)
     sizes = [static(teacher, axis, "align=pool") for axis in range(2, len(dims(teacher)))]
     return adaptive_pool(scope, student, sizes)
 
@@ -146,11 +146,7 @@ def _cells(have: int, want: int) -> list[range]:
 
 def resize_align(scope: Scope, student: ir.Value, teacher: ir.Value) -> ir.Value:
     """Interpolate the student's map to the size of the teacher's, which may be dynamic."""
-    if len(dims(student)) < 3 or len(dims(student)) != len(dims(teacher)):
-        raise UserError(
-            f"align=resize needs maps of equal rank, {shown(student)} is {student.shape} and"
-            f" {shown(teacher)} is {teacher.shape}"
-        )
+    _check_maps("resize", student, teacher)
     sizes = scope.op("Concat", scope.shape(student, 0, 2), scope.shape(teacher, 2), axis=0)
     resized = scope.op("Resize", student, None, None, sizes, mode="linear")
     assert student.shape is not None and teacher.shape is not None

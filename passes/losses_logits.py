@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import dims
-from onnxslim_kd.passes.losses_features import Act, Positive, class_axis, divergence
+from onnxslim_kd.passes.losses_features import Act, Positive, activated, class_axis, divergence
 from onnxslim_kd.passes.scope import Scope, shown, static
 
 
@@ -115,7 +115,7 @@ def dml(  # noqa: PLR0913 - its options are its arguments
     Shapes: [N, C], or maps [N, C, H, W] with the mean over positions too.
     Paper: Zhang et al. 2018, Deep Mutual Learning; Cui et al. 2021, SSLD.
     """
-    s, t = _probabilities(scope, student, act), _probabilities(scope, teacher, act)
+    s, t = activated(scope, student, act), activated(scope, teacher, act)
     ways = []
     for target, other in ((t, s), (s, t)):
         held = scope.stop_gradient(target) if detach else target
@@ -128,12 +128,6 @@ def dml(  # noqa: PLR0913 - its options are its arguments
     classes = static(student, axis, "loss dml")
     factor = 0.5 * classes * (classes if sum_across_class_dim else 1)
     return scaled(scope, scope.mean(each), factor)
-
-
-def _probabilities(scope: Scope, x: ir.Value, act: Act) -> ir.Value:
-    if act == "softmax":
-        return scope.op("Softmax", x, axis=class_axis(x, None))
-    return scope.op("Sigmoid", x) if act == "sigmoid" else x
 
 
 def _ratio_weights(scope: Scope, like: ir.Value) -> ir.Value:

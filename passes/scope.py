@@ -83,7 +83,6 @@ class Scope:
     Attributes:
         parameters: Names of the initializers to train.
         masks: The graph inputs that the trainer fills with noise.
-        needs_label: Whether a ground-truth input is used.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class Scope:
         self.random = np.random.default_rng([seed, *name.encode()])  # not by order of the losses
         self.parameters: list[str] = []
         self.masks: list[Mask] = []
-        self.needs_label = False
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._counts: dict[str, int] = {}
         self._part = ""
@@ -231,19 +229,16 @@ class Scope:
         assert like.shape is not None
         axis %= len(like.shape)
         shape = ir.Shape([d for i, d in enumerate(like.shape) if i != axis])
-        self.needs_label = True
         kind: LabelKind = "class" if len(shape) < 3 else "mask"
         return self.labels.get(kind, shape, name_of(uncast(like)), axis)
 
     def soft_label(self, like: ir.Value) -> ir.Value:
         """Return the graph input of class probabilities, in the shape of ``like``."""
         assert like.shape is not None
-        self.needs_label = True
         return self.labels.get("soft", like.shape, name_of(uncast(like)))
 
     def ratios(self, batch: int | ir.SymbolicDim, classes: int | ir.SymbolicDim) -> ir.Value:
         """Return the graph input [N, 2, C] of labels and their ratios."""
-        self.needs_label = True
         return self.labels.get("ratios", ir.Shape([batch, 2, classes]))
 
     def adopt(self, graph: ir.Graph, *, train: bool) -> None:

@@ -93,7 +93,7 @@ def divide(a: Number, b: Number) -> Number | None:
 def remainder(a: Number, b: Number) -> Number | None:
     """Return ``a`` modulo ``b``, both at least 0; None where that is not known."""
     if isinstance(a, int) and isinstance(b, int):
-        return a % b if b and a >= 0 and b > 0 else None
+        return a % b if a >= 0 and b > 0 else None
     if not (is_natural(a) and is_natural(b)) or b == 0:
         return None
     return 0 if divided(a, b) is not None else symbol(f"({a})%({b})")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from onnxslim_kd import bench as bench_module
 from onnxslim_kd import machine, runtime
 from onnxslim_kd import model as model_io
-from onnxslim_kd.bench import Ratio, Row, Setting, bench, compare_latency
+from onnxslim_kd.bench import Ratio, Row, Setting, bench
 from onnxslim_kd.cli import main
 from onnxslim_kd.difference import Difference
 from onnxslim_kd.errors import ModelError, OperationError, UserError
@@ -190,17 +190,6 @@ def test_models_whose_values_cannot_be_bound_are_measured():
         model = ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17]> g {graph}')
         (row,) = bench([model], setting=QUICK).cases[0].rows
         assert row.latency.median > 0
-
-
-def test_compare_latency():
-    assert compare_latency(net(8), net(1), setting=QUICK).median < 0.9
-    with pytest.raises(UserError, match="the first model and the second cannot be compared"):
-        compare_latency(net(), net(x="float[N, 8, 16, 16] z"), setting=QUICK)
-    free = {"x": "float[N, 8, H, W] x", "y": "float[N, 8, H, W] y"}
-    ratio = compare_latency(
-        net(4, **free), net(4, **free), shapes={"x": (1, 8, 24, 24)}, setting=QUICK
-    )
-    assert 0.3 < ratio.median < 3
 
 
 # ------------------------------------------------------------------------------ profile

@@ -211,7 +211,7 @@ def test_names_parameters_and_masks():
     assert len(scope.parameters) == 8
     assert set(scope.parameters) <= set(graph.initializers)
     assert [str(d) for d in graph.inputs[2].shape] == ["N", "6", "1", "1"]
-    assert not scope.needs_label
+    assert scope.labels.roles == []
 
 
 def test_start_values_follow_the_seed_and_the_name_alone():
@@ -240,7 +240,6 @@ def test_one_label_for_all_losses():
     assert graph.inputs[2].dtype == ir.DataType.INT64
     assert [str(d) for d in graph.inputs[2].shape] == ["N"]
     assert labels.roles == [Label(input="label", scores="s", axis=1)]
-    assert [scope.needs_label for scope in scopes] == [True, True, False]
 
 
 def test_labels_of_maps_are_masks():
