@@ -1,5 +1,7 @@
 """Rules for layers: what has a weight with an input and an output axis."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -245,14 +247,12 @@ def _batch_part(operand: Operand) -> Operand:
 
 
 def einsum(t: Channels, node: ir.Node) -> None:
-    """Einsum with one letter per axis: equal letters live and die together."""
-    equation = (node.attributes.get_string("equation") or "").replace(" ", "")
-    if "." in equation or "->" not in equation:
-        raise Unsupported(f"equation {equation!r}")
-    terms, result = equation.split("->")
+    """Einsum: axes of equal letters live and die together."""
     operands = [t.need(i) for i in range(len(node.inputs))]
+    equation = (node.attributes.get_string("equation") or "").replace(" ", "")
+    terms, result = _letters(equation, [len(operand.shape) for operand in operands])
     letters: dict[str, Ids | None] = {}
-    for term, operand in zip(terms.split(","), operands, strict=True):
+    for term, operand in zip(terms, operands, strict=True):
         t.collapse_all(operand, first=t.attention == "heads")
         for axis, letter in enumerate(term):
             ids = t.ids(operand, axis)
@@ -262,9 +262,25 @@ def einsum(t: Channels, node: ir.Node) -> None:
             if operand.constant and letter in result and ids is not None:
                 t.produce(ids)
     for letter in (letter for letter in letters if letter not in result):
-        places = [
-            (i, term.index(letter)) for i, term in enumerate(terms.split(",")) if letter in term
-        ]
-        t.consume(*places)
+        t.consume(*((i, term.index(letter)) for i, term in enumerate(terms) if letter in term))
     blocks = [(i, letters.get(letter)) for i, letter in enumerate(result)]
     t.set(0, [Block((i,), ids) for i, ids in blocks if ids is not None])
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The terms and the result of an equation, with a digit for each axis of an ellipsis.
+
+    ``...c,ch`` of two and three axes is ``0c,ch`` -> ``0h``. Without an arrow, the result is what
+    comes once, in the order of the alphabet.
+    """
+    left, arrow, result = equation.partition("->")
+    if not arrow:
+        once = (c for c in sorted(set(left) - set(",.")) if left.count(c) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    terms = left.split(",")
+    more = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    dots = ["9876543210"[10 - n :] for n in more]  # counted from their end, as they broadcast
+    if any(n < 0 or (n and "..." not in term) for term, n in zip(terms, more, strict=True)):
+        raise Unsupported(f"equation {equation!r} does not fit its inputs")
+    terms = [term.replace("...", own) for term, own in zip(terms, dots, strict=True)]
+    return terms, result.replace("...", max(dots, key=len))

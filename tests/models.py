@@ -382,6 +382,14 @@ MODELS: dict[str, Case] = {
         outputs="float[N,5,4] y",
         units={"w1": 8, "w2": 0},
     ),
+    "einsum-ellipsis": Case(  # what Keras' EinsumDense is
+        'a = Einsum<equation="...c,ch->...h">(x, w1) b = Einsum<equation="abc,cd">(a, w2)'
+        ' y = Einsum<equation="b...c,ck->b...k">(b, w3)',
+        "float[6,8] w1, float[8,10] w2, float[10,4] w3",
+        inputs="float[N,5,6] x",
+        outputs="float[N,5,4] y",
+        units={"w1": 8, "w2": 10, "w3": 0},
+    ),
     "lstm": Case(
         "h = MatMul(x, w0) a, b, c = LSTM<hidden_size=6>(h, w1, w2, w3)"
         " k = Constant<value_ints=[1]>() s = Squeeze(a, k) y = MatMul(s, w4)",
