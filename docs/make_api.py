@@ -103,7 +103,7 @@ MODULES = {
     "onnxslim_kd.verify_merge": ("verify_merge",),
     "onnxslim_kd.training.engine": ("train", "Outcome"),
     "onnxslim_kd.training.config": ("parse", "read"),
-    "onnxslim_kd.bench": ("bench", "Setting", "Report", "Case", "Row", "compare_latency"),
+    "onnxslim_kd.bench": ("bench", "Setting", "Report", "Case", "Row"),
     "onnxslim_kd.sandbox": ("check",),
 }
 
