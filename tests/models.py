@@ -382,6 +382,13 @@ MODELS: dict[str, Case] = {
         outputs="float[N,5,4] y",
         units={"w1": 8, "w2": 0},
     ),
+    "gemm-weight-first": Case(
+        "a = Gemm<transA=1,transB=1>(w1, x, w2) b = Relu(a) y = Gemm<transA=1>(w3, b)",
+        "float[6,8] w1, float[8,1] w2, float[8,4] w3",
+        inputs="float[N,6] x",
+        outputs="float[4,N] y",
+        units={"w1": 8, "w3": 0},
+    ),
     "einsum-ellipsis": Case(  # what Keras' EinsumDense is
         'a = Einsum<equation="...c,ch->...h">(x, w1) b = Einsum<equation="abc,cd">(a, w2)'
         ' y = Einsum<equation="b...c,ck->b...k">(b, w3)',
