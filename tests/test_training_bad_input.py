@@ -139,7 +139,7 @@ CASES = {
     ),
     "no such loss": (
         (*MODEL, *GOOD, "--set", "labels.loss=huber"),
-        "labels.loss 'huber' is not one of ce, mse, module:function",
+        "labels.loss 'huber' is not one of ce, bce, mse, module:function",
     ),
     "loss of another shape": (
         (*MODEL, *GOOD, "--set", "labels.loss=mse"),

@@ -50,3 +50,57 @@ def test_classes_in_the_graph_are_counted_where_the_loss_reads_them(tmp_path):
     assert set(last) >= {"top1"}
     with pytest.raises(UserError, match="has label 7, the model has 7 classes"):
         trained(merged, tmp_path, lambda ids: np.full_like(ids, TAGS))
+
+
+def scorer(tail: str) -> ir.Model:
+    """Numbers [N, 4] to one score, or its probability."""
+    return build(
+        f"h = MatMul(x, w1) r = Relu(h) s = MatMul(r, w2) y = {tail}(s)",
+        "float[N,4] x",
+        "float[N,1] y",
+        {"w1": (4, 8), "w2": (8, 1)},
+    )
+
+
+def fit_scores(folder, labels, tail="Sigmoid", **own):
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    np.savez(folder / "data.npz", x=x, y=labels(x))
+    data = f"npz:{folder / 'data.npz'}"
+    settings = {"data": data, "val_data": data, "epochs": 20, "batch_size": 16}
+    settings |= {"optimizer": {"name": "adam", "lr": 0.05}, "labels": own}
+    return engine.train(scorer(tail), configs.parse(settings)).history
+
+
+@pytest.mark.parametrize("tail", ["Sigmoid", "Identity"])
+@pytest.mark.parametrize("column", [True, False])
+def test_one_score_learns_yes_and_no(tmp_path, tail, column):
+    def labels(x):
+        right = (x[:, 0] > 0).astype(np.int64)
+        right[::8] = -1  # unlabelled
+        return right[:, None] if column else right
+
+    history = fit_scores(tmp_path, labels, tail, loss="bce")
+    assert history[0]["val_loss"] > 0.3
+    assert history[-1]["val_loss"] < 0.1
+
+
+def test_numbers_are_measured_by_the_loss(tmp_path):
+    history = fit_scores(tmp_path, lambda x: x[:, :1] / 9, "Identity", loss="mse")
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "message"),
+    [
+        ({}, lambda x: x[:, 0] > 0, "learns nothing from one score per sample ..y..; set labels"),
+        ({"loss": "bce"}, lambda x: 3 * (x[:, 0] > 0), "from 0 to 1, the data has 3"),
+        (
+            {"loss": "bce"},
+            lambda x: x[:, :2],
+            r"of the scores \[16, 1\], the data gives float32 \[",
+        ),
+    ],
+)
+def test_labels_that_fit_no_score_are_refused(tmp_path, own, labels, message):
+    with pytest.raises(UserError, match=message):
+        fit_scores(tmp_path, lambda x: labels(x) * 1, **own)

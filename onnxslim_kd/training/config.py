@@ -55,7 +55,8 @@ class Labels(_Strict):
     weight: float | None = Field(default=None, ge=0)
     """None is 1 for a plain model and 0 for a merged one."""
     loss: str = "ce"
-    """ce (cross-entropy), mse, or module:function(outputs, entries) -> scalar tensor."""
+    """ce (cross-entropy), bce (of one score, or several independent ones), mse, or
+    module:function(outputs, entries) -> scalar tensor."""
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)

@@ -66,7 +66,7 @@ class Objective:
             if roles
             else tuple(model_io.name_of(value) for value in model.graph.outputs)
         )
-        self.scores = scores_of(model, self.student[0])
+        self.scores = scores_of(model, self.student[0], config.labels.loss)
         self.own = _own_term(roles, config.labels)
         self.terms = [*_graph_terms(roles, config), self.own]
         self.classes = self._count_classes(model, roles)
@@ -79,6 +79,11 @@ class Objective:
         if loss not in LOSSES and ":" not in loss:
             raise UserError(
                 f"labels.loss {loss!r} is not one of {', '.join(LOSSES)}, module:function"
+            )
+        if self.own.weight and loss == "ce" and self.classes == 1:
+            raise UserError(
+                f"cross-entropy learns nothing from one score per sample ({self.scores!r}); set"
+                f" labels.loss to bce (labels 0 and 1) or mse"
             )
         for epoch in range(config.epochs):
             if not self.active(epoch):
@@ -118,7 +123,7 @@ class Objective:
             if term.output is not None:
                 names.append(term.output)
             else:
-                names += [self.scores] if self.settings.loss == "ce" else self.student
+                names += [self.scores] if self.settings.loss in SQUASHING else self.student
         return tuple(dict.fromkeys(names))
 
     def all_outputs(self) -> tuple[str, ...]:
@@ -153,6 +158,8 @@ class Objective:
             )
         if self.settings.loss == "mse":
             return _mean_square(values[self.student[0]].float(), entries[key].float())
+        if self.settings.loss == "bce":
+            return _binary(values[self.scores].float(), entries[key])
         loss = self._cross_entropy(values[self.scores].float(), entries[key])
         if mix is None:
             return loss
@@ -220,6 +227,22 @@ def _mean_square(found: Tensor, wanted: Tensor) -> Tensor:
     return F.mse_loss(found, wanted)
 
 
+def _binary(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of probabilities one by one; -1 is unlabelled."""
+    if labels.numel() != scores.numel() or len(labels) != len(scores):
+        raise UserError(
+            f"labels.loss bce wants a number from 0 to 1 for each of the scores"
+            f" {list(scores.shape)}, the data gives {_described(labels)}"
+        )
+    wanted = labels.reshape(scores.shape).to(scores.dtype)
+    known = wanted != UNLABELLED
+    if bool(((wanted < 0) | (wanted > 1))[known].any()):
+        worst = wanted[known].abs().max().item()
+        raise UserError(f"labels.loss bce wants labels from 0 to 1, the data has {worst:g}")
+    losses = F.binary_cross_entropy_with_logits(scores, wanted.clamp(min=0), reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
 def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
@@ -248,11 +271,11 @@ def _patched(
     return image, 1 - high * wide / (height * width)
 
 
-def scores_of(model: ir.Model, output: str) -> str:
-    """Return the value before a final Softmax or LogSoftmax: cross-entropy wants scores."""
+def scores_of(model: ir.Model, output: str, loss: str = "ce") -> str:
+    """Return the value before what ``loss`` has in itself, as cross-entropy a final Softmax."""
     value = next(v for v in _values(model) if v.name == output)
     node = value.producer()
-    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+    if node is not None and node.op_type in SQUASHING.get(loss, ()):
         return model_io.name_of(node.inputs[0])
     return output
 
@@ -297,5 +320,7 @@ def _own_term(roles: Roles | None, labels: Labels) -> Term:
     return Term(OWN, weight, labels.start_epoch, labels.end_epoch)
 
 
-LOSSES = ("ce", "mse")
+LOSSES = ("ce", "bce", "mse")
 """The own losses with a name; others are module:function."""
+SQUASHING = {"ce": ("Softmax", "LogSoftmax"), "bce": ("Sigmoid",)}
+"""Losses on scores, and the operators that they stand before."""
