@@ -88,7 +88,8 @@ def structure(model: ir.Model) -> None:
         try:
             onnx.checker.check_model(proto, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise PassError(f"the graph is not valid ONNX: {error}") from error
+            why = " ".join(str(error).split())
+            raise PassError(f"the graph is not valid ONNX: {why}") from error
 
 
 @contextmanager

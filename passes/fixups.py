@@ -136,6 +136,7 @@ FIXUPS: dict[str, Fixup] = {
     "ConvInteger": counts.group,
     "QLinearConv": counts.group,
     "ConvTranspose": counts.group,
+    "GroupNormalization": counts.num_groups,
     "LSTM": counts.hidden_size,
     "GRU": counts.hidden_size,
     "RNN": counts.hidden_size,

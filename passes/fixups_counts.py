@@ -21,6 +21,14 @@ def group(cut: Cut, node: ir.Node) -> set[int]:
     return set()
 
 
+def num_groups(cut: Cut, node: ir.Node) -> set[int]:
+    """GroupNormalization: the number of groups, where each has one channel."""
+    old, new = (size[1] for size in (cut.old(node.inputs[0]), cut.new(node.inputs[0])))
+    if node.attributes.get_int("num_groups") == old:
+        node.attributes["num_groups"] = ir.AttrInt64("num_groups", new)
+    return set()
+
+
 def hidden_size(cut: Cut, node: ir.Node) -> set[int]:
     """LSTM, GRU, RNN: the hidden units that are left."""
     node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", cut.new(node.inputs[2])[2])

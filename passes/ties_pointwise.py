@@ -262,11 +262,12 @@ def group_norm(t: Channels, node: ir.Node) -> None:
     if channels is None:
         t.set(0, x.layout)
         return
-    grid = channels.reshape(groups, -1)
-    t.tie(grid[1:], grid[:1])
-    t.not_exact(channels, "GroupNormalization runs over the channels")
-    per_channel = [i for i in (1, 2) if t.need(i).shape == (x.shape[1],)]
-    t.consume((0, 1), *[(i, 0) for i in per_channel], out_axis=1)
+    if groups < x.shape[1]:  # a group of one channel goes with it
+        grid = channels.reshape(groups, -1)
+        t.tie(grid[1:], grid[:1])
+        t.not_exact(channels, "GroupNormalization runs over the channels")
+        per_channel = [i for i in (1, 2) if t.need(i).shape == (x.shape[1],)]
+        t.consume((0, 1), *[(i, 0) for i in per_channel], out_axis=1)
     t.set(0, [Block((1,), channels), *[b for b in x.layout if 1 not in b.axes]])
 
 

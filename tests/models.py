@@ -169,6 +169,9 @@ MODELS: dict[str, Case] = {
         units={"w1": 4},
         approximate=True,
     ),
+    "group-norm-of-channels": between(
+        "t = GroupNormalization<num_groups=8>(h, w3, w4)", "float[8] w3, float[8] w4"
+    ),
     "group-norm-decomposed": between(
         "s = Constant<value_ints=[0,2,-1]>() r = Reshape(h, s) n = InstanceNormalization(r, w3, w4)"
         " z = Shape(h) q = Reshape(n, z) t = Mul(q, w5)",
