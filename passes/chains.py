@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
+from onnxslim_kd.passes.patterns import before, skip
 from onnxslim_kd.runtime import Array
 
 
@@ -29,24 +30,6 @@ def join_chains(model: ir.Model) -> int:
             while join is not None and node.graph is graph and join(node):
                 joined += 1
     return joined
-
-
-def before(node: ir.Node, index: int, *operators: str) -> ir.Node | None:
-    """The node that makes an input of ``node``, if it is one of ``operators`` and only feeds it."""
-    value = node.inputs[index] if index < len(node.inputs) else None
-    first = value.producer() if value is not None else None
-    if first is None or first.domain or first.op_type not in operators:
-        return None
-    private = value is not None and len(value.uses()) == 1 and not value.is_graph_output()
-    return first if private and first.graph is node.graph and len(first.outputs) == 1 else None
-
-
-def skip(node: ir.Node, first: ir.Node) -> bool:
-    """Let ``node`` read what ``first`` reads, and remove ``first``."""
-    node.replace_input_with(0, first.inputs[0])
-    assert first.graph is not None
-    first.graph.remove(first, safe=True)
-    return True
 
 
 def _reshape(node: ir.Node) -> bool:

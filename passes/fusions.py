@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
-from onnxslim_kd.passes.chains import before, skip
-from onnxslim_kd.passes.norms import fuse_activation, fuse_norm, replace
+from onnxslim_kd.passes.norms import fuse_activation, fuse_norm
+from onnxslim_kd.passes.patterns import before, replace, skip
 from onnxslim_kd.runtime import Array
 
 

@@ -7,45 +7,16 @@
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.model import SMALL, constant, dims, has_rank, new_initializer
+from onnxslim_kd.passes.patterns import made_by, replace
 from onnxslim_kd.runtime import Array
 
 _NEAR = 1e-4
 """Relative difference up to which a number is the one of the formula: exporters round."""
-
-
-def made_by(value: ir.Value | None, *operators: str) -> ir.Node | None:
-    """Return the node that makes ``value``, if it is one of ``operators``."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type in operators and not node.domain else None
-
-
-def replace(chain: Sequence[ir.Node], new: ir.Node) -> bool:
-    """Put ``new`` in the place of ``chain``, whose first node gives the result.
-
-    Returns:
-        False, and changes nothing, where something else reads a value inside of the chain.
-    """
-    inside, last = set(chain), chain[0]
-    for node in chain[1:]:
-        value = node.outputs[0]
-        if value.is_graph_output() or not inside.issuperset(value.consumers()):
-            for index in range(len(new.inputs)):
-                new.replace_input_with(index, None)
-            return False
-    old, output, graph = last.outputs[0], new.outputs[0], last.graph
-    assert graph is not None
-    output.shape, output.type = old.shape, old.type
-    graph.insert_before(last, new)
-    old.replace_all_uses_with(output, replace_graph_outputs=True)
-    graph.remove(list(dict.fromkeys(chain)), safe=True)
-    output.name = old.name
-    return True
 
 
 # --------------------------------------------------------------------- normalisations

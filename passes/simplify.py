@@ -5,7 +5,10 @@ import onnx_ir as ir
 
 from onnxslim_kd.access import graphs
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
+from onnxslim_kd.passes.patterns import before, made_by, replace, skip
 from onnxslim_kd.runtime import Array
+
+PARTS = ("starts", "ends", "axes", "steps")
 
 
 def merge_slices(model: ir.Model) -> int:
@@ -14,26 +17,21 @@ def merge_slices(model: ir.Model) -> int:
     ``Slice(Slice(x, axes A), axes B)`` with constant numbers and no axis in both is
     ``Slice(x, axes A + B)``.
     """
-    merged = 0
-    for graph in graphs(model):
-        for node in list(graph):
-            first = (
-                node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] else None
-            )
-            if first is None or first.op_type != "Slice" or not _is_private(first.outputs[0]):
-                continue
-            one, two = _slice_numbers(first), _slice_numbers(node)
-            if one is None or two is None or set(one[2]) & set(two[2]) or first.graph is not graph:
-                continue
-            for index, parts in enumerate(zip(one, two, strict=True)):
-                joined = np.concatenate(parts)
-                name = f"{node.name}.{('starts', 'ends', 'axes', 'steps')[index]}"
-                node.resize_inputs(max(len(node.inputs), index + 2))
-                node.replace_input_with(index + 1, new_initializer(graph, name, joined))
-            node.replace_input_with(0, first.inputs[0])
-            graph.remove(first, safe=True)
-            merged += 1
-    return merged
+    slices = (n for g in graphs(model) for n in list(g) if n.op_type == "Slice" and not n.domain)
+    return sum(map(_merge_slice, slices))
+
+
+def _merge_slice(node: ir.Node) -> bool:
+    first = before(node, 0, "Slice")
+    one, two = (None if n is None else _slice_numbers(n) for n in (first, node))
+    if first is None or one is None or two is None or set(one[2]) & set(two[2]):
+        return False
+    assert isinstance(node.graph, ir.Graph)
+    node.resize_inputs(1 + len(PARTS))
+    for index, parts in enumerate(zip(one, two, strict=True)):
+        joined = new_initializer(node.graph, f"{node.name}.{PARTS[index]}", np.concatenate(parts))
+        node.replace_input_with(index + 1, joined)
+    return skip(node, first)
 
 
 def _slice_numbers(node: ir.Node) -> tuple[Array, Array, Array, Array] | None:
@@ -58,38 +56,22 @@ def unflatten_softmax(model: ir.Model) -> int:
     ``Reshape(Softmax(Flatten(x, axis), -1), shape of x)`` is ``Softmax(x, axis)`` when all
     dimensions of x behind ``axis`` are 1. Opset conversion writes the left side.
     """
-    found = 0
-    for node in list(model.graph):
-        softmax = (
-            node.inputs[0].producer() if node.op_type == "Reshape" and node.inputs[0] else None
-        )
-        flatten = (
-            softmax.inputs[0].producer() if softmax is not None and softmax.inputs[0] else None
-        )
-        if softmax is None or flatten is None or flatten.op_type != "Flatten":
-            continue
-        source, axis = flatten.inputs[0], flatten.attributes.get_int("axis", 1)
-        if softmax.op_type not in ("Softmax", "LogSoftmax") or not has_rank(source):
-            continue
-        shape = dims(source)
-        last = softmax.attributes.get_int("axis", -1) in (-1, 1)
-        alone = _is_private(softmax.outputs[0]) and _is_private(flatten.outputs[0])
-        if (
-            last
-            and alone
-            and axis >= 0
-            and set(shape[axis + 1 :]) <= {1}
-            and _restores(node, source)
-        ):
-            softmax.replace_input_with(0, source)
-            softmax.attributes["axis"] = ir.AttrInt64("axis", axis)
-            output, name = node.outputs[0], node.outputs[0].name
-            softmax.outputs[0].shape = output.shape
-            output.replace_all_uses_with(softmax.outputs[0], replace_graph_outputs=True)
-            model.graph.remove([flatten, node], safe=True)
-            softmax.outputs[0].name = name
-            found += 1
-    return found
+    reshapes = (n for n in list(model.graph) if n.op_type == "Reshape" and not n.domain)
+    return sum(map(_unflatten, reshapes))
+
+
+def _unflatten(reshape: ir.Node) -> bool:
+    softmax = made_by(reshape.inputs[0], "Softmax", "LogSoftmax")
+    flatten = made_by(softmax.inputs[0], "Flatten") if softmax is not None else None
+    if softmax is None or flatten is None or not has_rank(flatten.inputs[0]):
+        return False
+    source, axis = flatten.inputs[0], flatten.attributes.get_int("axis", 1)
+    if softmax.attributes.get_int("axis", -1) not in (-1, 1) or axis < 0:
+        return False
+    if not set(dims(source)[axis + 1 :]) <= {1} or not _restores(reshape, source):
+        return False
+    new = ir.node(softmax.op_type, [source], {"axis": axis}, name=softmax.name)
+    return replace([reshape, softmax, flatten], new)
 
 
 def _restores(reshape: ir.Node, source: ir.Value | None) -> bool:
@@ -102,37 +84,24 @@ def _restores(reshape: ir.Node, source: ir.Value | None) -> bool:
     return numbers is not None and tuple(numbers.tolist()) == dims(source)
 
 
-def _is_private(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
 def fuse_hard_swish(model: ir.Model) -> int:
     """Write ``x * hard sigmoid(x)``, which exporters spell out, as HardSwish; return how many.
 
     1. ``Mul(x, HardSigmoid(x))`` with alpha 1/6 and beta 0.5,
     2. ``Div(Mul(x, Clip(Add(x, 3), 0, 6)), 6)``.
     """
-    fused = 0
-    for graph in graphs(model):
-        for node in list(graph):
-            chain = _by_hard_sigmoid(node) or _by_clip(node)
-            if not chain or any(not _is_private(inner.outputs[0]) for inner in chain[1:]):
-                continue
-            first, output = chain[-1], node.outputs[0]
-            swish = ir.node("HardSwish", [first.inputs[0]], name=node.name)
-            new = swish.outputs[0]
-            new.shape, new.type = output.shape, output.type
-            graph.insert_before(node, swish)
-            output.replace_all_uses_with(new, replace_graph_outputs=True)
-            graph.remove(chain, safe=True)
-            new.name = output.name
-            fused += 1
-    return fused
+    return sum(_hard_swish(node) for graph in graphs(model) for node in list(graph))
+
+
+def _hard_swish(node: ir.Node) -> bool:
+    chain = _by_hard_sigmoid(node) or _by_clip(node)
+    source = chain[-1].inputs[0] if chain else None
+    return bool(chain) and replace(chain, ir.node("HardSwish", [source], name=node.name))
 
 
 def _by_hard_sigmoid(node: ir.Node) -> list[ir.Node]:
     for x, gate in _both_ways(node, "Mul"):
-        sigmoid = _made_by(gate, "HardSigmoid")
+        sigmoid = made_by(gate, "HardSigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is x:
             alpha = sigmoid.attributes.get_float("alpha", 0.2)
             beta = sigmoid.attributes.get_float("beta", 0.5)
@@ -142,15 +111,15 @@ def _by_hard_sigmoid(node: ir.Node) -> list[ir.Node]:
 
 
 def _by_clip(node: ir.Node) -> list[ir.Node]:
-    product = _made_by(node.inputs[0], "Mul") if node.op_type == "Div" else None
+    product = made_by(node.inputs[0], "Mul") if node.op_type == "Div" else None
     if product is None or not _is_number(node.inputs[1], 6):
         return []
     for x, gate in _both_ways(product, "Mul"):
-        clip = _made_by(gate, "Clip")
+        clip = made_by(gate, "Clip")
         bounds = clip.inputs[1:3] if clip is not None else ()
         if clip is None or len(bounds) < 2:
             continue
-        added = _made_by(clip.inputs[0], "Add")
+        added = made_by(clip.inputs[0], "Add")
         if added is None or not (_is_number(bounds[0], 0) and _is_number(bounds[1], 6)):
             continue
         if added.inputs[0] is x and _is_number(added.inputs[1], 3):
@@ -163,11 +132,6 @@ def _both_ways(node: ir.Node, operator: str) -> list[tuple[ir.Value | None, ir.V
         return []
     one, two = node.inputs
     return [(one, two), (two, one)]
-
-
-def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == operator else None
 
 
 def _is_number(value: ir.Value | None, wanted: float) -> bool:

@@ -156,6 +156,20 @@ def test_hard_swish(body: str, six: float, fused: int) -> None:
     assert outputs_differ(before, after, tolerance=1e-6) is None
 
 
+def test_a_pattern_does_not_reach_out_of_a_body() -> None:
+    net = load(
+        """g (float[N,4] x, bool on) => (float[N,4] y) {
+          gate = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)
+          y = If(on) <
+            then_branch = t () => (float[N,4] p) { p = Mul(x, gate) },
+            else_branch = e () => (float[N,4] q) { q = Relu(x) }
+          >
+        }"""
+    )
+    assert fuse_hard_swish(net) == 0
+    assert [node.op_type for node in net.graph] == ["HardSigmoid", "If"]
+
+
 @pytest.mark.parametrize(("shape", "found"), [("N,5,1,1", 1), ("N,5,2,1", 0)])
 def test_converted_softmax_is_one_node_where_it_is_one(shape: str, found: int) -> None:
     body = f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Softmax <axis = 1> (x) }}"
