@@ -51,6 +51,8 @@ class Probe:
         """Turn big weights into inputs, and keep what to feed."""
         with without_weights(probe, PART) as proto:
             light = ir.serde.deserialize_model(proto)
+        for name, value in light.graph.initializers.items():  # a file beside has lost its folder
+            value.const_value = probe.graph.initializers[name].const_value
         inputs = {value.name for value in light.graph.inputs}
         for name, value in probe.graph.initializers.items():
             if name in inputs and value.const_value is not None:

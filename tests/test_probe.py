@@ -1,4 +1,6 @@
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from merge_models import net
 
@@ -28,6 +30,17 @@ def test_fed_weights_give_the_same_bits(monkeypatch):
     for name, array in plain.run(X).items():
         assert np.array_equal(fed.run(X)[name], array)
     assert list(model.graph.initializers) == ["w1", "w2", "fc"]
+
+
+def test_small_weights_may_lie_in_a_file_beside_the_model(monkeypatch, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    onnx.save(ir.to_proto(net()), folder / "net.onnx", save_as_external_data=True, size_threshold=0)
+    monkeypatch.setattr(probe, "BIG", 0)
+    monkeypatch.setattr(probe, "PART", 400)
+    found = Probe(load(folder / "net.onnx"), ["y"])
+    assert set(found.weights) == {"w1", "w2"}
+    assert np.array_equal(found.run(X)["y"], Probe(load(net()), ["y"]).run(X)["y"])
 
 
 @pytest.mark.parametrize("part", [0, 400])
