@@ -51,7 +51,7 @@ def notes(layers: Sequence[ir.Node]) -> list[str]:
         return []
     names = [node.name or "?" for node in layers]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"no whole head can go in {shown}: there dimensions of every head go"]
+    return [f"no whole head can go in {shown}: there dimensions of every head may go"]
 
 
 def _stuck(t: Channels, found: Components) -> frozenset[ir.Node]:
