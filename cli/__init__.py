@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -58,6 +59,7 @@ class Lazy(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show
                 stream.reconfigure(errors="backslashreplace")
+        logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of what is refused
         try:
             return super().invoke(ctx)
         except (OnnxSlimError, OSError, MemoryError) as error:

@@ -25,7 +25,7 @@ def _batches(_ctx: click.Context, _param: click.Parameter, text: str | None) -> 
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=options.FILE)
 @click.option(
     "--input",
     "shapes",

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The result.")
+@click.argument("config", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The result.")
 @options.force
 @options.as_json
 def convert_config(config: Path, output: Path, force: bool, as_json: bool) -> None:

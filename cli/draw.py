@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The SVG.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The SVG.")
 @click.option("--most", type=click.IntRange(3), default=24, show_default=True,
               help="Boxes for each network; more show finer modules.")  # fmt: skip
 @options.force

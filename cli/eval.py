@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 from onnxslim_kd.cli import options
-
-FILE = click.Path(path_type=Path)
+from onnxslim_kd.cli.options import FILE
 
 
 @click.command("eval")

@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
 
 @click.command()
 @click.argument("spec", required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write the model.")
+@click.option("-o", "--output", type=FILE, help="Where to write the model.")
 @click.option("--list", "list_", is_flag=True, help="List the architectures of the zoo.")
 @click.option(
     "--input",
@@ -27,7 +28,7 @@ from onnxslim_kd.cli import options
     metavar="NAME=VALUE",
     help="An argument of the builder, such as classes=10; repeatable.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors, .npz or .pt.")
+@click.option("--weights", type=FILE, help="A .safetensors, .npz or .pt.")
 @click.option("--opset", default=17, show_default=True, help="17 to 20.")
 @click.option("--seed", default=0, show_default=True, help="For the initial weights.")
 @options.force

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 from onnxslim_kd.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: onnxslim-kd infer-prune merged.onnx -o student.onnx")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The result.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, required=True, help="The result.")
 @click.option(
     "--keep", default="student", show_default=True, metavar="ROLE",
     help="Of a merged model: student, teacher, or the name of one teacher.",

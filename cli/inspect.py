@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
 if TYPE_CHECKING:
     from onnxslim_kd.passes.groups import Analysis, Parameter
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=FILE)
 @click.option("--pattern", help="Only parameters, nodes or modules that match.")
 @click.option("--explain", metavar="PARAM", help="One parameter's group, or what pins it.")
 @click.option("--values", is_flag=True, help="List values with shapes; two models side by side.")

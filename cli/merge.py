@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 from onnxslim_kd.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     epilog="Example: onnxslim-kd merge student.onnx --teacher teacher.onnx"
     " --loss l2:fc_0.tmp_1=fc_0.tmp_1 -o merged.onnx"
 )
-@click.argument("student", type=click.Path(path_type=Path))
+@click.argument("student", type=FILE)
 @click.option(
     "--teacher", "teachers", multiple=True, required=True, metavar="[NAME=]FILE",
     help="A teacher; its names get the prefix NAME_ (teacher_). Repeat for several.",
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     "--loss", "losses", multiple=True, metavar="KIND:S=T[,OPTION=...]",
     help="A loss between student value S and teacher value T. Repeat for several.",
 )  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The merged file.")
+@click.option("-o", "--output", type=FILE, help="The merged file.")
 @click.option("--prefix", help="Instead of teacher_, for a single teacher.")
 @click.option(
     "--map", "mapped", multiple=True, metavar="T=S",

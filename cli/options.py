@@ -17,6 +17,8 @@ from rich.table import Table
 from onnxslim_kd.errors import UserError
 
 Value = TypeVar("Value")
+FILE = click.Path(path_type=Path)
+"""A file or folder; whether it must be there is for the command to say."""
 
 # Options that mean the same in every command that has them.
 untrusted = click.option(
@@ -81,7 +83,7 @@ def _read_as(annotation: Any, default: object) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         kind = click.Choice(get_args(kind))
     elif kind is Path:
-        kind = click.Path(path_type=Path)
+        kind = FILE
     return {"type": kind, "default": default, "show_default": default != ""}
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.prune_config import SPELLED, PruneConfig
 
 if TYPE_CHECKING:
     from onnxslim_kd.api import Pruned
     from onnxslim_kd.plans import Plan
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command()

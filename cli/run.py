@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
 if TYPE_CHECKING:
     from onnxslim_kd.report import ReportData
 
 
 @click.command(epilog="Example: onnxslim-kd run examples/digits.yaml -o stages.original.epochs=2")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=FILE)
 @click.option(
     "-o", "overrides", multiple=True, metavar="KEY.PATH=VALUE",
     help="Another value for a setting; repeatable.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on inside a training that was interrupted.")
 @click.option(
-    "--dir", "folder", type=click.Path(path_type=Path),
+    "--dir", "folder", type=FILE,
     help="Where the artefacts go.  [default: runs/ and the name of CONFIG]",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check CONFIG, and say which stages would run.")

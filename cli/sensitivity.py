@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 from onnxslim_kd.errors import UserError
 
 if TYPE_CHECKING:
     from onnxslim_kd.sensitivity import Sensitivities
 
-FILE = click.Path(path_type=Path)
 MOST_RATIOS = 5
 """Columns that fit beside a name."""
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onnxslim_kd.cli import options
+from onnxslim_kd.cli.options import FILE
 
-FILE = click.Path(path_type=Path)
 SHOWN = 8
 """Names listed before "and N more"."""
 NO_TERMS = {"event", "epoch", "step", "steps", "loss", "lr", "samples_per_second"}

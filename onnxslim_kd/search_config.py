@@ -1,40 +1,54 @@
-"""Everything that a search can be told: the command line and the stage of a run read the same."""
+"""Every setting of a search: the options of ``onnxslim-kd search``, which a run takes as well."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from onnxslim_kd import api, search
-from onnxslim_kd.measures import Measure
-from onnxslim_kd.model import ModelLike
-from onnxslim_kd.plans import Refusal
+if TYPE_CHECKING:  # the options must be known before anything heavy is imported
+    from onnxslim_kd.model import ModelLike
+    from onnxslim_kd.plans import Refusal
+    from onnxslim_kd.search import Job
 
 
 class SearchConfig(BaseModel):
-    """What to search for, under which budget, by which metric."""
+    """What to search for, under which budget, by which metric.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The text below a setting is the help of its option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     target_macs: float | None = None
     """Remove this share of the MACs."""
     target_latency: float | None = None
-    """Keep this share of the latency."""
+    """Keep this share of the latency: trials by layers, the plan as measured."""
     trials: int = Field(default=100, ge=1)
+    """In all."""
     pattern: str = ".*"
+    """Which parameters."""
     ignore: str | None = None
+    """Regular expression of what must stay."""
     criterion: str = "l1"
+    """Which channels go first."""
     round_to: int | None = Field(default=None, ge=1)
+    """Keep multiples of this many channels; by default what this CPU computes at once."""
     data: str | None = None
-    """None measures how far the outputs move on random inputs."""
+    """As in train; without it the outputs' distance on random inputs is measured."""
     preprocess: str = ""
+    """The same line as in training."""
     metric: str = "auto"
+    """auto, top1, miou, map, distance or module:function."""
     samples: int = Field(default=1024, ge=1)
+    """At most this many; in memory."""
     inputs: dict[str, tuple[int, ...]] = Field({})
+    """A shape: name=1x3x224x224; repeatable."""
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    """Where to run; running elsewhere is an error."""
     threads: int = Field(default=0, ge=0)
+    """Threads inside an operator; 0 for the cores there are."""
     cache: Path | None = None
-    """With target_latency: folder of measured layers."""
+    """With --target-latency: folder of measured layers."""
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
@@ -44,14 +58,17 @@ class SearchConfig(BaseModel):
             raise ValueError("round_to: the widths of target_latency are those that run fast here")
         return self
 
-    def job(self, model: ModelLike) -> tuple[search.Job, Sequence[Refusal]]:
+    def job(self, model: "ModelLike") -> "tuple[Job, Sequence[Refusal]]":
         """Return what to search for in ``model``, and the parameters that must stay.
 
         Raises:
             UserError: The settings do not fit the model.
         """
+        from onnxslim_kd import api
+        from onnxslim_kd.measures import Measure
         from onnxslim_kd.passes import prune
         from onnxslim_kd.passes.ratios import Amount
+        from onnxslim_kd.search import Job
 
         analysis = api.inspect(model, api.Reading(inputs=self.inputs))
         measure = Measure(self.data, self.preprocess, self.metric, self.samples)
@@ -65,7 +82,7 @@ class SearchConfig(BaseModel):
         amount = prune.resolved(Amount(self.round_to or 0))
         budget = self._budget(analysis, ranked, amount)
         score = measure.score(analysis)
-        return search.Job(analysis, ranked, budget, *score, self.criterion), refused
+        return Job(analysis, ranked, budget, *score, self.criterion), refused
 
     def _budget(self, analysis: Any, ranked: Any, amount: Any) -> Any:
         from onnxslim_kd import budgets
