@@ -32,7 +32,6 @@ class Resize:
         self.antialias = bool(node.get("antialias", 0))
         self.axes = node.ints("axes")
         self.policy = node.get("keep_aspect_ratio_policy", "stretch")
-        self.extrapolation = node.get("extrapolation_value", 0.0)
         self.scales = node.numbers(2) if node.has(2) else None
         self.sizes = node.numbers(3) if node.has(3) else None
         if self.coordinates == "tf_crop_and_resize":
