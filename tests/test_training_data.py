@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_models import build
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.training.data import Loader
 from onnxslim_kd.training.datasets import open_source
+from onnxslim_kd.training.feeds import Feeder
 from onnxslim_kd.training.transforms import STEPS, Preprocess
 
 
@@ -219,6 +221,16 @@ def test_errors_in_workers_stay_one_sentence(images):
     with pytest.raises(UserError) as caught:
         list(loader(source, "normalize=0.5/0.5:1", batch_size=6, workers=1).evaluate())
     assert "\n" not in str(caught.value) and "has 2 channels, the image has 3" in str(caught.value)
+
+
+def test_a_model_that_takes_bytes_gets_the_bytes_of_the_file(tmp_path):
+    pixels = RNG(0).integers(0, 256, (6, 1, 2, 2), dtype=np.uint8)
+    np.savez(tmp_path / "bytes.npz", x=pixels, y=np.arange(6))
+    text = "y = Cast<to=1>(image)", "uint8[N,1,2,2] image", "float[N,1,2,2] y"
+    feeder = Feeder(build(*text, {}))
+    source = open_source(f"npz:{tmp_path / 'bytes.npz'}", feeder.shapes())
+    (batch,) = loader(source, batch_size=6).evaluate()
+    assert np.array_equal(feeder(batch)["image"].numpy(), pixels)
 
 
 # --------------------------------------------------------------------------- transforms

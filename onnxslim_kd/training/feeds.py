@@ -103,7 +103,10 @@ class Feeder:
             if tensor.ndim == 1 and len(value.shape) == 2:  # Paddle's labels are [B, 1]
                 tensor = tensor.unsqueeze(1)
             _check_shape(value, tensor)
-        return tensor.to(_torch_dtype(value))
+        dtype = _torch_dtype(value)
+        if dtype == torch.uint8 and tensor.is_floating_point():  # an image, from 0 to 1 by now
+            tensor = (tensor * 255).round()
+        return tensor.to(dtype)
 
     def _mask(self, value: ir.Value, keep: float, size: int, seeds: Sequence[int]) -> Tensor:
         rank, processes = self.shard
