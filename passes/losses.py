@@ -71,6 +71,8 @@ class Loss:
         same: What a pair must share: its ``shape``, its ``map`` (all but the channels, axis 1) or
             nothing but the ``batch``.
         rank: What all values must have: 2 for logits, 4 for maps; None for any.
+        on: What `suggest` tries it on: inner ``features``, final ``scores``, ``both``, or only
+            ``vectors`` of scores, for its layers would be as large as the square of a map.
         alone: Whether the teacher's side may be empty.
         weight: The default weight of the term.
     """
@@ -79,6 +81,7 @@ class Loss:
     values: Literal["pairs", "lists"] = "pairs"
     same: Literal["shape", "map", "batch"] = "shape"
     rank: Literal[2, 4] | None = None
+    on: Literal["features", "scores", "both", "vectors"] = "features"
     alone: bool = False
     weight: float = 1.0
 
@@ -275,30 +278,30 @@ FIELDS: dict[str, tuple[str, TypeAdapter[Any]]] = {
 
 LOSSES: dict[str, Loss] = {
     # values and maps
-    "l1": Loss(l1),
-    "l2": Loss(l2),
-    "smooth_l1": Loss(smooth_l1),
-    "cosine": Loss(cosine),
+    "l1": Loss(l1, on="both"),
+    "l2": Loss(l2, on="both"),
+    "smooth_l1": Loss(smooth_l1, on="both"),
+    "cosine": Loss(cosine, on="both"),
     "fsp": Loss(fsp, values="lists", rank=4),
     "at": Loss(at, same="map", rank=4),
     "cwd": Loss(cwd, same="map", rank=4),
     # logits
-    "soft_label": Loss(soft_label),
-    "kl": Loss(kl),
-    "js": Loss(js),
-    "dml": Loss(dml),
-    "dist": Loss(dist, rank=2),
+    "soft_label": Loss(soft_label, on="scores"),
+    "kl": Loss(kl, on="scores"),
+    "js": Loss(js, on="scores"),
+    "dml": Loss(dml, on="scores"),
+    "dist": Loss(dist, rank=2, on="scores"),
     # logits, with ground truth
-    "ce": Loss(ce, alone=True),
-    "dkd": Loss(dkd),
-    "skd": Loss(skd),
-    "wsl": Loss(wsl),
+    "ce": Loss(ce, on="scores", alone=True),
+    "dkd": Loss(dkd, on="scores"),
+    "skd": Loss(skd, on="scores"),
+    "wsl": Loss(wsl, on="scores"),
     # relations between samples
-    "rkd_distance": Loss(rkd_distance, same="batch"),
-    "rkd_angle": Loss(rkd_angle, same="batch"),
+    "rkd_distance": Loss(rkd_distance, same="batch", on="both"),
+    "rkd_angle": Loss(rkd_angle, same="batch", on="both"),
     # with parameters of their own
     "mgd": Loss(mgd, same="map", rank=4),
-    "pefd": Loss(pefd, same="batch"),
+    "pefd": Loss(pefd, same="batch", on="vectors"),
     "overhaul": Loss(overhaul, same="map", rank=4),
     "afd": Loss(afd, values="lists", rank=4),
     # detection

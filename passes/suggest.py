@@ -170,13 +170,14 @@ def _proposals(
     kind: str, ours: Sequence[Tap], theirs: Sequence[Tap], pairs: Sequence[tuple[Tap, Tap]]
 ) -> Iterable[Proposal]:
     """What to try for a loss, most likely first."""
-    if LOSSES[kind].values == "lists":
+    loss = LOSSES[kind]
+    if loss.values == "lists":
         return _lists(ours, theirs)
-    if LOSSES[kind].alone:
+    if loss.alone:
         return (([tap], []) for tap in ours if tap.scores)
-    wanted = [kind in ON_SCORES] if kind not in EITHER else [True, False]
+    wanted = {"features": [False], "both": [True, False]}.get(loss.on, [True])
     fitting = (pair for pair in pairs if all(tap.scores for tap in pair) in wanted)
-    return (([s], [t]) for s, t in fitting if kind not in ON_VECTORS or not (s.size or t.size))
+    return (([s], [t]) for s, t in fitting if loss.on != "vectors" or not (s.size or t.size))
 
 
 def _lists(ours: Sequence[Tap], theirs: Sequence[Tap]) -> Iterator[Proposal]:
@@ -212,7 +213,7 @@ def _suggestion(kind: str, student: Sequence[Tap], teacher: Sequence[Tap]) -> Su
 
 def _ways(kind: str, student: Sequence[Tap]) -> list[str | None]:
     """As they are; feature maps also with a trained layer to the teacher's channels."""
-    if kind not in EITHER or student[0].scores:
+    if LOSSES[kind].on != "both" or student[0].scores:
         return [None]
     return [None, "conv" if len(student[0].size) == 2 else "linear"]
 
@@ -235,8 +236,3 @@ def _builds(kind: str, student: Sequence[Tap], teacher: Sequence[Tap], align: st
 
 def _shapes(taps_: Sequence[Tap]) -> str:
     return ", ".join(dict.fromkeys(dims.text(tap.value) for tap in taps_)) or "the label"
-
-
-ON_SCORES = ("soft_label", "kl", "js", "dml", "dist", "dkd", "skd", "wsl", "pefd")
-ON_VECTORS = ("pefd",)  # its layers would be as large as the square of a map
-EITHER = ("l1", "l2", "smooth_l1", "cosine", "rkd_distance", "rkd_angle")

@@ -1,5 +1,7 @@
 """Criteria without data: Torch-Pruning's numbers, and who competes with whom."""
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -8,6 +10,7 @@ from onnxslim_kd import Amount, Choice, api
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import criteria
 from onnxslim_kd.passes.matching import find
+from onnxslim_kd.prune_config import PruneConfig
 from tests.models import Case, build
 
 RESIDUAL = Case(
@@ -75,6 +78,11 @@ def test_only_groups_of_one_kind_compete() -> None:
 def test_lamp_competes_without_a_scale() -> None:
     """LAMP is blind to a layer's scale, and must not be divided by the mean of the layer."""
     assert removed(scaled({"w3": 0.01}), "global", "lamp") == removed(scaled({}), "global", "lamp")
+
+
+def test_the_help_names_every_criterion() -> None:
+    text = re.split(r"[ ,;]+", PruneConfig.model_fields["criterion"].description or "")
+    assert set(criteria.NAMES) <= set(text)
 
 
 def test_an_unknown_criterion_lists_all() -> None:
