@@ -1,7 +1,8 @@
 """The library's front door: one call per command, on a path, a proto, an ir.Model or a gs.Graph."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from onnxslim_kd import interop
 from onnxslim_kd import model as model_io
 from onnxslim_kd import proof as proofs
 from onnxslim_kd import shapes as shape_sampling
+from onnxslim_kd.compare import Reference
 from onnxslim_kd.cost import Cost
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import ModelError, OnnxSlimError, PassError, UserError
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
@@ -79,7 +81,8 @@ def inspect(source: model_io.ModelLike, reading: Reading | None = None) -> Analy
     Raises:
         ModelError: The model cannot be read.
     """
-    return (reading or Reading()).analyse(source)
+    with _blaming(source):
+        return (reading or Reading()).analyse(source)
 
 
 def plan(source: model_io.ModelLike, choice: Choice | Plan, reading: Reading | None = None) -> Plan:
@@ -89,10 +92,11 @@ def plan(source: model_io.ModelLike, choice: Choice | Plan, reading: Reading | N
         UserError: The choice or plan does not fit the model.
     """
     analysis = inspect(source, _reading_of(choice, reading))
-    if isinstance(choice, Plan):
-        pruning.removed_by(analysis, choice)
-        return choice
-    return pruning.plan(analysis, choice)
+    with _blaming(source):
+        if isinstance(choice, Plan):
+            pruning.removed_by(analysis, choice)
+            return choice
+        return pruning.plan(analysis, choice)
 
 
 @collection_paused()
@@ -121,6 +125,37 @@ def prune(
     """
     if output is not None:
         check_output(source, Path(output), overwrite=overwrite)
+    with _blaming(source):
+        done = _pruned(source, choice, reading, verify=verify)
+    if output is not None:
+        model_io.save(done.model, output, overwrite=overwrite)
+    return done
+
+
+@contextmanager
+def _blaming(source: model_io.ModelLike) -> Iterator[None]:
+    """Where a step fails as nobody foresaw, say so if the model is not valid, or does not run.
+
+    Raises:
+        ModelError: It is not, or does not.
+    """
+    try:
+        yield
+    except (OnnxSlimError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a broken graph breaks rules in as many ways as there are rules
+        given = model_io.load(source)
+        try:
+            proofs.structure(given)
+        except PassError as why:
+            raise ModelError(f"{model_io.called(source)}: {why}") from error
+        Reference.of(given)
+        raise
+
+
+def _pruned(
+    source: model_io.ModelLike, choice: Choice | Plan, reading: Reading | None, *, verify: bool
+) -> Pruned:
     analysis = inspect(source, _reading_of(choice, reading))
     decided = choice if isinstance(choice, Plan) else pruning.plan(analysis, choice)
     before = costs.cost(analysis.model, analysis.shapes)
@@ -136,8 +171,6 @@ def prune(
     for spec in reading.passes_after if reading is not None else ():
         model = interop.apply(model, spec)
         shapes = shape_sampling.sample(model, analysis.shapes.inputs)
-    if output is not None:
-        model_io.save(model, output, overwrite=overwrite)
     cost_after = costs.cost(model, shapes)
     return Pruned(model, decided, before, cost_after, proof, corrected, tuple(left_out))
 

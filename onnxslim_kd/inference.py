@@ -181,7 +181,8 @@ def extents(kind: onnx.TypeProto) -> tuple[int | None, ...] | None:
 def message(model: ir.Model) -> onnx.ModelProto:
     """Serialise ``model``, each type once; a weight says its type itself."""
     computed = [value for node in model.graph for value in node.outputs if _is_plain(value)]
-    weights = [v for v in model.graph.initializers.values() if not v.is_graph_input()]
+    held = model.graph.initializers.values()
+    weights = [v for v in held if not (v.is_graph_input() or v.is_graph_output())]
     with _untyped([*computed, *(v for v in weights if not v.metadata_props)]):
         proto = ir.serde.serialize_model(model)
     known: dict[object, onnx.TypeProto] = {}

@@ -7,6 +7,7 @@ What `load` refuses is refused by name; what it accepts is brought into one form
 from collections import Counter
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from onnxslim_kd.access import constant, dims, has_rank, name_of, new_initializer
 from onnxslim_kd.errors import ModelError, OnnxSlimError
@@ -33,6 +34,7 @@ __all__ = [
     "TWO_GB",
     "ModelLike",
     "adopt",
+    "called",
     "check_writable",
     "constant",
     "dims",
@@ -77,9 +79,11 @@ def load(
 @collection_paused()
 def _loaded(source: ModelLike, operators: Counter[str] | None, *, normalise: bool) -> ir.Model:
     model, typed = read(source, infer=normalise, operators=operators)
-    refuse_unsupported(model)
+    in_order = refuse_unsupported(model)
+    if not in_order:
+        common.TopologicalSortPass()(model)
     if normalise:
-        normalised(model, typed=typed)
+        normalised(model, typed=typed and in_order)
     return model
 
 

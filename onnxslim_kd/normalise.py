@@ -32,6 +32,8 @@ def normalised(model: ir.Model, *, typed: bool = False) -> None:
             free = [None if isinstance(d, int) and d < 0 else d for d in value.shape]
             value.shape = ir.Shape(free)  # some exporters write -1 for a dynamic dimension
     inside = graphs(model)
+    for graph in inside:
+        graph.name = graph.name or "graph"  # ONNX wants one
     if any(value.name in graph.initializers for graph in inside for value in graph.inputs):
         common.RemoveInitializersFromInputsPass()(model)
     if any(node.op_type == "Constant" for graph in inside for node in graph):

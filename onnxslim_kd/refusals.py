@@ -81,8 +81,11 @@ def refuse_external(tensor: ir.ExternalTensor) -> None:
         )
 
 
-def refuse_unsupported(model: ir.Model) -> None:
+def refuse_unsupported(model: ir.Model) -> bool:
     """Refuse an empty graph, one that reads what is nowhere, and tensors of the wrong length.
+
+    Returns:
+        Whether every node stands behind those that it reads from.
 
     Raises:
         ModelError: It is one.
@@ -93,17 +96,27 @@ def refuse_unsupported(model: ir.Model) -> None:
     for tensor in tensors(inside):
         if type(tensor) is ir.TensorProtoTensor:
             _check_length(tensor.raw)
-    for graph in inside:
-        for node in graph:
-            for value in node.inputs:
-                if value is not None and _is_nowhere(value):
-                    raise ModelError(
-                        f"node {node.name or node.op_type} reads {value.name!r}, which is no graph"
-                        f" input, no initializer, and the output of no node"
-                    )
-        for value in graph.outputs:
-            if _is_nowhere(value):
-                raise ModelError(f"graph output {value.name!r} is the output of no node")
+    return all([_refuse_unknown(graph) for graph in inside])
+
+
+def _refuse_unknown(graph: ir.Graph) -> bool:
+    """Refuse what reads from nowhere; tell whether every node stands behind what it reads."""
+    in_order, before = True, set[ir.Node]()
+    for node in graph:
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None:
+                in_order = in_order and (producer in before or producer.graph is not graph)
+            elif value is not None and _is_nowhere(value):
+                raise ModelError(
+                    f"node {node.name or node.op_type} reads {value.name!r}, which is no graph"
+                    f" input, no initializer, and the output of no node"
+                )
+        before.add(node)
+    for value in graph.outputs:
+        if _is_nowhere(value):
+            raise ModelError(f"graph output {value.name!r} is the output of no node")
+    return in_order
 
 
 def _is_nowhere(value: ir.Value) -> bool:

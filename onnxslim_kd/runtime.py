@@ -6,6 +6,7 @@ onnxruntime is imported on first use, for it costs more than everything else at 
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Session:
         try:
             self._session, self._weights = _open(ort, source, options, wanted)
         except Exception as error:  # onnxruntime's own errors share no public base
-            raise ModelError(f"ONNX Runtime refuses the model: {error}") from error
+            raise ModelError(f"ONNX Runtime refuses the model: {_said(error)}") from error
         ran = self._session.get_providers()[0]
         if ran != wanted:
             raise UserError(f"provider {provider} was asked for but {ran} would run; no GPU here?")
@@ -102,7 +103,7 @@ class Session:
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
-            raise OperationError(f"ONNX Runtime failed while running: {error}") from error
+            raise OperationError(f"ONNX Runtime failed while running: {_said(error)}") from error
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Return a call that runs on ``feeds`` and leaves its outputs where they are computed.
@@ -127,7 +128,9 @@ class Session:
                 self._session.run_with_iobinding(binding)
                 binding.synchronize_outputs()
             except Exception as error:  # onnxruntime's own errors share no public base
-                raise OperationError(f"ONNX Runtime failed while running: {error}") from error
+                raise OperationError(
+                    f"ONNX Runtime failed while running: {_said(error)}"
+                ) from error
 
         return call
 
@@ -240,7 +243,7 @@ def _write(
     try:
         _open(ort, source, options, PROVIDERS["cpu"])
     except Exception as error:  # onnxruntime's own errors share no public base
-        raise OperationError(f"ONNX Runtime refuses the model: {error}") from error
+        raise OperationError(f"ONNX Runtime refuses the model: {_said(error)}") from error
 
 
 def write_ort(source: str | os.PathLike[str] | ir.Model, path: str | os.PathLike[str]) -> None:
@@ -268,6 +271,15 @@ def _onnxruntime() -> Any:
     return ort
 
 
+def _said(error: Exception) -> str:
+    """What the runtime says, on one line."""
+    return " ".join(str(error).split())
+
+
+_MOST = 2**36
+"""Elements of one input: what no network has."""
+
+
 def random_feeds(
     model: ir.Model, shapes: Mapping[str, Sequence[int]], *, seed: int = 0
 ) -> dict[str, Array]:
@@ -285,6 +297,8 @@ def random_feeds(
     feeds: dict[str, Array] = {}
     for value in model.graph.inputs:
         name, shape = model_io.name_of(value), tuple(shapes[model_io.name_of(value)])
+        if prod(shape) > _MOST:
+            raise UserError(f"input {name} of shape {list(shape)} is too large to be made up")
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         if dtype.kind == "f" or dtype.name == "bfloat16":
             feeds[name] = rng.standard_normal(shape).astype(dtype)

@@ -87,7 +87,8 @@ def l1(analysis: Analysis, parameter: Parameter) -> Scores:
     array = _numbers(parameter.birth)
     if array is None:
         raise _computed(parameter)
-    sums = _absolute_sums(array, parameter.axis)
+    with np.errstate(over="ignore"):  # what is too large for a float is important
+        sums = _absolute_sums(array, parameter.axis)
     return np.asarray(sums * np.abs(_scale(parameter.birth)).ravel())
 
 

@@ -74,6 +74,32 @@ def test_models_that_are_not_supported(tmp_path: Path) -> None:
     refuses(written(tmp_path, model), r"tensor w1 holds 192 bytes, its shape \[7, 8\] needs 224")
 
 
+def test_nodes_are_put_in_order(tmp_path: Path) -> None:
+    model = proto(SMALL)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.name = ""  # neither runtimes nor their users mind
+    for source in (model, written(tmp_path, model)):
+        loaded = load(source)
+        assert [node.op_type for node in loaded.graph] == ["MatMul", "Relu"]
+        save(loaded, tmp_path / "sorted.onnx", overwrite=True)
+        onnx.checker.check_model(tmp_path / "sorted.onnx", full_check=True)
+    nodes[1].input[0] = "y"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    refuses(written(tmp_path, model), "contains a cycle")
+
+
+def test_a_weight_may_be_an_output(tmp_path: Path) -> None:
+    model = proto(SMALL)
+    info = onnx.helper.make_tensor_value_info("w1", onnx.TensorProto.FLOAT, [6, 8])
+    model.graph.output.append(info)
+    save(load(model), tmp_path / "out.onnx")
+    assert onnx.load(tmp_path / "out.onnx").graph.output[1] == info
+    onnx.checker.check_model(tmp_path / "out.onnx", full_check=True)
+
+
 def test_external_data(tmp_path: Path) -> None:
     assert load(external(tmp_path)).graph.initializers["w1"].const_value is not None
     (tmp_path / "weights.bin").unlink()

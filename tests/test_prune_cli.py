@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,47 @@ def test_inspect(model: Path, tmp_path: Path) -> None:
     lines = run("inspect", model, longer, "--values").stdout.splitlines()
     assert lines[0].endswith(f"and below each value the one of {longer.name}")
     assert [line.split() for line in lines[1:3]] == [["h", "float[N,8,8,8]"]] * 2
+
+
+def _group(value: object) -> Callable[[onnx.GraphProto], object]:
+    return lambda g: g.node[0].attribute.append(onnx.helper.make_attribute("group", value))
+
+
+def _dims(*sizes: int) -> Callable[[onnx.GraphProto], None]:
+    def change(graph: onnx.GraphProto) -> None:
+        for dim, size in zip(graph.input[0].type.tensor_type.shape.dim, sizes, strict=True):
+            dim.dim_value = size
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[onnx.GraphProto], object], str]] = {
+    "an attribute of another type": (_group("eight"), "Mismatched attribute type"),
+    "no groups": (_group(0), "does not run"),
+    "groups that do not divide": (_group(5), "does not run"),
+    "an input without a shape": (
+        lambda g: g.input[0].type.tensor_type.ClearField("shape"),
+        "'shape' of 'type' is required",
+    ),
+    "a value that is something else": (
+        lambda g: g.value_info.append(onnx.helper.make_tensor_value_info("h", 1, [1, 99, 2])),
+        "differ in rank",
+    ),
+    "a huge input": (_dims(1, 3, 2**62, 8), "is too large to be made up"),
+    "what nothing writes": (lambda g: g.node[0].input.__setitem__(0, "z"), "reads 'z'"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_model_is_told_in_one_sentence(tmp_path: Path, what: str) -> None:
+    broken = proto(MODELS["residual"])
+    change, text = BROKEN[what]
+    change(broken.graph)
+    onnx.save(broken, tmp_path / "broken.onnx")
+    result = run("prune", tmp_path / "broken.onnx", "--pattern", ".*", "-o", tmp_path / "a.onnx")
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit), result.output
+    assert text in result.stderr and result.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.onnx"]
 
 
 def test_patterns_try_nodes_and_scopes(tmp_path: Path) -> None:
