@@ -81,7 +81,7 @@ def test_lamp_competes_without_a_scale() -> None:
 
 
 def test_the_help_names_every_criterion() -> None:
-    text = re.split(r"[ ,;]+", PruneConfig.model_fields["criterion"].description or "")
+    text = re.split(r"[\s,;.]+", PruneConfig.model_fields["criterion"].description or "")
     assert set(criteria.NAMES) <= set(text)
 
 
