@@ -11,7 +11,7 @@ from html import escape
 
 import onnx_ir as ir
 
-from onnxslim_kd.fold import LOSS, LOSSES, MOST, STUDENT, Box, Folded, fold
+from onnxslim_kd.boxes import LOSS, LOSSES, MOST, STUDENT, Box, Folded, fold
 from onnxslim_kd.model import ModelLike, load, name_of
 from onnxslim_kd.passes import dims
 
