@@ -1,6 +1,5 @@
 """From ties to groups: which parameters share channels, and in what units they can go."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import onnx_ir as ir
 from onnxslim_kd import cost
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.memory import collection_paused
-from onnxslim_kd.passes import heads
+from onnxslim_kd.passes import heads, modules
 from onnxslim_kd.passes.channels import (
     Attention,
     Birth,
@@ -23,9 +22,6 @@ from onnxslim_kd.passes.channels import (
 )
 from onnxslim_kd.passes.prepare import prepare
 from onnxslim_kd.shapes import Shape, Shapes
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's dynamo exporter leaves the module path of a node."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,7 @@ class Parameter:
     @property
     def aliases(self) -> tuple[str, ...]:
         """What a pattern is tried on: the name, the node's name, the module scopes."""
-        names = self.name, self.node.name or ""
-        scopes = self.node.metadata_props.get(SCOPES)
-        return names if not scopes else (*names, *filter(None, re.findall(r"'([^']*)'", scopes)))
+        return self.name, self.node.name or "", *filter(None, modules.recorded(self.node))
 
 
 @dataclass

@@ -14,21 +14,22 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 def scopes_of(node: ir.Node) -> list[str]:
     """Return the modules that ``node`` belongs to, outermost first; often there are none."""
-    recorded = _recorded(node)
-    if recorded:  # the first is the whole model, the last the operator itself
-        return [scope for scope in recorded[:-1] if scope]
+    found = recorded(node)
+    if found:  # the first is the whole model, the last the operator itself
+        return [scope for scope in found[:-1] if scope]
     parts = (node.name or "").split("/")[:-1]
     return ["/".join(parts[: i + 1]) for i in range(len(parts)) if parts[i]]
 
 
 def add_prefix(node: ir.Node, prefix: str) -> None:
     """Put ``prefix`` before every module path recorded at ``node``."""
-    recorded = _recorded(node)
-    if recorded:
-        node.metadata_props[SCOPES] = repr([prefix + scope for scope in recorded])
+    found = recorded(node)
+    if found:
+        node.metadata_props[SCOPES] = repr([prefix + scope for scope in found])
 
 
-def _recorded(node: ir.Node) -> list[str]:
+def recorded(node: ir.Node) -> list[str]:
+    """Return the module paths in a node's metadata: the whole model's "", ..., the operator's."""
     text = node.metadata_props.get(SCOPES)
     if not text:
         return []
