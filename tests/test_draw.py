@@ -3,8 +3,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from merge_models import net
 
-from onnxslim_kd.draw import draw
 from onnxslim_kd.boxes import fold
+from onnxslim_kd.draw import draw
 from onnxslim_kd.model import load
 from onnxslim_kd.passes.merge import merge
 
