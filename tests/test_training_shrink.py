@@ -120,6 +120,12 @@ def test_the_pull_is_the_gradient_of_the_sum_of_group_norms():
     assert float(parameters["fc_weights"].grad.abs().sum()) == 0
 
 
+def test_sparsity_of_what_does_not_train_is_refused():
+    settings = {"sparsity": {"pattern": "conv1"}, "train": ["fc"], "freeze": ["conv", "bn"]}
+    with pytest.raises(UserError, match="sparsity: nothing of 'conv1' trains"):
+        fit(classifier(), **settings)
+
+
 def test_sparsity_shrinks_channels_so_that_a_cut_loses_less():
     def norms(**settings):
         model = fit(classifier(8), epochs=6, **settings).model

@@ -32,7 +32,7 @@ def div(node: OpNode) -> Kernel:
 def power(node: OpNode) -> Kernel:
     """Raise to a power; the result has the base's type."""
     constant = node.constants[1]
-    if constant is not None and constant.numel() == 1 and constant.dim() == 0:
+    if constant is not None and constant.dim() == 0:
         exponent = constant.item()
         node.bound.add(1)
         return lambda a, _: torch.pow(a, exponent).to(a.dtype)

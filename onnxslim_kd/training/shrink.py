@@ -101,6 +101,8 @@ class GroupSparsity:
             slots = torch.from_numpy(slot[analysis.labels(birth)])
             if parameter is not None and bool((slots >= 0).any()):
                 self._members.append((parameter, birth.axis, slots.to(parameter.device)))
+        if not self._members:
+            raise UserError(f"sparsity: nothing of {settings.pattern!r} trains; see freeze")
 
     @torch.no_grad()
     def apply(self) -> None:
