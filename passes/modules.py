@@ -5,6 +5,7 @@ names of nodes (``/layer1/layer1.0/conv1/Conv``). Graphs of other origin may hav
 """
 
 import ast
+from functools import cache
 
 import onnx_ir as ir
 
@@ -28,13 +29,16 @@ def add_prefix(node: ir.Node, prefix: str) -> None:
         node.metadata_props[SCOPES] = repr([prefix + scope for scope in found])
 
 
-def recorded(node: ir.Node) -> list[str]:
+def recorded(node: ir.Node) -> tuple[str, ...]:
     """Return the module paths in a node's metadata: the whole model's "", ..., the operator's."""
-    text = node.metadata_props.get(SCOPES)
-    if not text:
-        return []
+    return _parsed(node.metadata_props.get(SCOPES) or "[]")
+
+
+@cache
+def _parsed(text: str) -> tuple[str, ...]:
+    """The list in ``text``, nothing if it is none; the nodes of a module have the same one."""
     try:
         scopes = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return []
-    return [str(scope) for scope in scopes] if isinstance(scopes, list | tuple) else []
+        return ()
+    return tuple(map(str, scopes)) if isinstance(scopes, list | tuple) else ()
