@@ -147,9 +147,14 @@ def _blaming(source: model_io.ModelLike) -> Iterator[None]:
         given = model_io.load(source)
         try:
             proofs.structure(given)
+            Reference.of(given)
         except PassError as why:
             raise ModelError(f"{model_io.called(source)}: {why}") from error
-        Reference.of(given)
+        except OnnxSlimError:
+            raise
+        except Exception as why:  # what cannot even be written
+            cause = model_io.cause(why)
+            raise ModelError(f"{model_io.called(source)}: malformed ONNX: {cause}") from error
         raise
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "ModelLike",
     "adopt",
     "called",
+    "cause",
     "check_writable",
     "constant",
     "dims",
@@ -73,7 +74,7 @@ def load(
     except (OnnxSlimError, MemoryError):
         raise
     except Exception as error:  # onnx and onnx-ir raise many kinds on malformed graphs
-        raise ModelError(f"{called(source)}: malformed ONNX: {_cause(error)}") from error
+        raise ModelError(f"{called(source)}: malformed ONNX: {cause(error)}") from error
 
 
 @collection_paused()
@@ -87,7 +88,7 @@ def _loaded(source: ModelLike, operators: Counter[str] | None, *, normalise: boo
     return model
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """What went wrong first, on one line: onnx-ir tells the whole way there, with all it held."""
     while error.__cause__ is not None:
         error = error.__cause__

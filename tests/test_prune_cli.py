@@ -258,6 +258,10 @@ BROKEN: dict[str, tuple[Callable[[onnx.GraphProto], object], str]] = {
         "differ in rank",
     ),
     "a huge input": (_dims(1, 3, 2**62, 8), "is too large to be made up"),
+    "text that is none": (
+        lambda g: g.node[0].attribute.add(name="mode", type=3, s=b"\x83"),
+        "malformed ONNX: 'utf-8' codec can't decode",
+    ),
     "what nothing writes": (lambda g: g.node[0].input.__setitem__(0, "z"), "reads 'z'"),
 }
 
