@@ -22,6 +22,8 @@ Runnable: TypeAlias = str | os.PathLike[str] | ir.Model | Session
 Feeds: TypeAlias = Mapping[str, Array]
 TOLERANCE = 1e-4
 """Of an output's largest magnitude: float32 through a hundred layers stays well below."""
+_NARROW = {ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
+"""The same where sums are rounded to fewer digits, at places that are the runtime's choice."""
 _SMALLEST = 1e-2
 """Magnitudes below count as this one: saturated probabilities have no relative precision."""
 _DRAWS = 3
@@ -253,6 +255,13 @@ def outputs_differ(
     else:
         reference = Reference.of(first)
     return reference.differs(second, tolerance=tolerance)
+
+
+def tolerance_of(model: ir.Model) -> float:
+    """Return by how much outputs may differ, by the types that ``model`` computes in."""
+    values = ir.convenience.create_value_mapping(model.graph).values()
+    types = {value.dtype for value in values if value.dtype is not None}
+    return max([TOLERANCE, *(_NARROW[kind] for kind in types & _NARROW.keys())])
 
 
 def difference(name: str, want: Array | list[Any], got: Any) -> float:

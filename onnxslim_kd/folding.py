@@ -164,3 +164,12 @@ FOLDS: Mapping[str, Fold] = {
     "Or": _numpy(np.logical_or),
     "Where": _numpy(np.where),
 }
+
+
+def folded(node: ir.Node, inputs: Sequence[Array]) -> Sequence[Array]:
+    """Compute ``node``, or nothing where its inputs do not allow it; the runtime will say so."""
+    try:
+        with np.errstate(all="ignore"):
+            return [np.asarray(output) for output in FOLDS[node.op_type](node, inputs)]
+    except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+        return ()

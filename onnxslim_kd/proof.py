@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxslim_kd import decisions
-from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.compare import Reference, tolerance_of
 from onnxslim_kd.decisions import Decisions
 from onnxslim_kd.errors import PassError, ProofError
 from onnxslim_kd.model import name_of, new_initializer, without_weights
@@ -27,8 +27,6 @@ from onnxslim_kd.passes.fixups_counts import explicit_scale
 from onnxslim_kd.passes.groups import Analysis
 
 Array = np.ndarray[Any, Any]
-_NARROW = {ir.DataType.FLOAT16: 2e-2, ir.DataType.BFLOAT16: 1e-1}
-"""Tolerances where sums are rounded to fewer digits."""
 ROUNDINGS, LARGEST = 10.0, 5e-2
 """So many times what rounding does to the original counts as rounding; no more than this share."""
 TAPS = 32
@@ -148,7 +146,7 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
         {out: array for out, array in outputs.items() if out in names}
         for outputs in reference.outputs
     ]
-    tolerance = max([TOLERANCE, *(_NARROW.get(v.dtype, 0.0) for v in values.values())])  # type: ignore[arg-type]
+    tolerance = tolerance_of(pruned)
     n_outputs = len(graph.outputs)
     taps = [values[inner] for inner in names.values()]
     compared = Reference(reference.feeds, tuple(kept))

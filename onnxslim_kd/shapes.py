@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxslim_kd import contrib
 from onnxslim_kd.access import extents_of, symbol
 from onnxslim_kd.errors import ModelError, UserError
-from onnxslim_kd.folding import FOLDS, LIMIT, Array, slice_index
+from onnxslim_kd.folding import FOLDS, LIMIT, Array, folded, slice_index
 from onnxslim_kd.inference import outline, types
 from onnxslim_kd.model import dims, name_of
 from onnxslim_kd.node_shapes import Shape, Shapes, infer_node, static
@@ -287,8 +287,4 @@ def _fold_node(found: Shapes, node: ir.Node) -> Sequence[Array | None]:
         if number is None and value is not None:
             return ()
         inputs.append(number)
-    try:
-        with np.errstate(all="ignore"):
-            return [np.asarray(out) for out in rule(node, inputs)]  # type: ignore[arg-type]
-    except (ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
-        return ()  # arithmetic that its own inputs do not allow; the runtime will say so
+    return folded(node, inputs)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.compare import Reference, tolerance_of
 from onnxslim_kd.contrib import as_matrices
 from onnxslim_kd.errors import ModelError, OperationError, ProofError
 from onnxslim_kd.passes.branches import inline_branches
@@ -13,7 +13,6 @@ from onnxslim_kd.passes.unfuse import unfuse
 
 _STEPS = 0.1
 """Of a value's magnitude: what steps of quantised numbers add up to where one rounds otherwise."""
-_HALF = 2e-2
 
 
 def prepare(model: ir.Model) -> tuple[str, ...]:
@@ -68,6 +67,4 @@ def insist_equal(
 def _tolerance(model: ir.Model) -> float:
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
         return _STEPS
-    values = ir.convenience.create_value_mapping(model.graph).values()
-    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return _HALF if any(value.dtype in halves for value in values) else TOLERANCE
+    return tolerance_of(model)

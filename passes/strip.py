@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxslim_kd import decisions
 from onnxslim_kd.access import RANDOM, graphs
-from onnxslim_kd.compare import TOLERANCE, Reference
+from onnxslim_kd.compare import TOLERANCE, Reference, tolerance_of
 from onnxslim_kd.errors import ModelError, PassError, ProofError
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.model import ModelLike, load, weight_bytes, without_weights
@@ -200,7 +200,8 @@ class _Guard:
             held, twin = True, model.clone()
             wrong, worst = _apart(decisions.hold(found, self.reference, self.again(), twin), twin)
         if wrong is None:
-            self.proof = Proof(tuple(self.reference.shapes), worst, same_decisions=held)
+            shapes, allowed = tuple(self.reference.shapes), tolerance_of(model)
+            self.proof = Proof(shapes, worst, allowed, same_decisions=held)
         return wrong
 
     def insist(self, model: ir.Model) -> None:
@@ -216,9 +217,8 @@ def _apart(reference: Reference, model: ir.Model) -> tuple[str | None, float]:
         worst = reference.worst(model)
     except (ProofError, ModelError) as error:
         return str(error), float("inf")
-    if worst > TOLERANCE:
-        allowed = f"{TOLERANCE:.0e} allowed"
-        return f"outputs differ by {worst:.1e} of their magnitude, {allowed}", worst
+    if worst > (allowed := tolerance_of(model)):
+        return f"outputs differ by {worst:.1e} of their magnitude, {allowed:.0e} allowed", worst
     return None, worst
 
 

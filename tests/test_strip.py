@@ -201,6 +201,16 @@ def test_half_precision_keeps_the_interface() -> None:
     assert model.weight_bytes(half) < 0.6 * model.weight_bytes(student)
 
 
+def test_a_model_in_half_precision_may_round_otherwise() -> None:
+    net = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> net (float16[N,4] x) => (float16[N,4] y)
+        <float16[4] w = {1, 2, 3, 4}> { a = Mul(x, w) dead = Relu(a) y = Identity(a) }"""
+    )
+    proof = infer_prune(net).proof
+    assert proof is not None
+    assert proof.tolerance == 2e-2
+
+
 def test_half_precision_of_a_constant_that_two_resizes_share() -> None:
     net = filled("""g (float[1,3,8,8] x, float[3,3,1,1] w) => (float[1,3,32,32] y)
         <float[4] scales = {1, 1, 2, 2}> {

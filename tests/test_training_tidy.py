@@ -82,6 +82,11 @@ SIZES = {
         " y = Reshape(x, t)",
         0,
     ),
+    "the logarithm of 0": (  # positions relative to each other, as T5 and WavLM sort them
+        "s = Shape(x) n = Gather(s, last) o = Sub(n, n) f = Cast<to=1>(o) l = Log(f)"
+        " e = Exp(l) y = Add(x, e)",
+        0,
+    ),
     "not the batch": ("s = Shape(x) n = Gather(s, first) f = Cast<to=1>(n) y = Mul(x, f)", 1),
 }
 

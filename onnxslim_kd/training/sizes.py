@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnxslim_kd import model as model_io
+from onnxslim_kd.folding import FOLDS, folded
 from onnxslim_kd.runtime import Array
-from onnxslim_kd.shapes import FOLDS
 
 UNKNOWN = np.int64(-(2**62) - 1)
 """Stands for a side that is not known; no size is negative."""
@@ -58,7 +58,7 @@ def _numbers(graph: ir.Graph, keep: Collection[str]) -> dict[ir.Value, Array]:
     known: dict[ir.Value, Array] = {}
     for node in graph:
         for output, number in zip(node.outputs, _computed(node, known, keep), strict=False):
-            known[output] = np.asarray(number)
+            known[output] = number
         if node.op_type == "Reshape" and node.inputs[1] in known:
             target = known[node.inputs[1]]
             unknown = target == UNKNOWN
@@ -82,7 +82,7 @@ def _computed(
         if not model_io.has_rank(value):
             return ()
         sides = [UNKNOWN if side is None else side for side in model_io.dims(value)]
-        return FOLDS["Shape"](node, [np.array(sides, np.int64)])
+        return folded(node, [np.array(sides, np.int64)])
     inputs = list(_inputs(node, known, keep))
     if len(inputs) != len(node.inputs):
         return ()
@@ -90,7 +90,7 @@ def _computed(
         return ()  # not from sizes: weights stay as they are
     if not all(map(_is_whole, inputs)) and not _only_moves(node, inputs):
         return ()
-    return FOLDS[node.op_type](node, inputs)
+    return folded(node, inputs)
 
 
 def _inputs(node: ir.Node, known: dict[ir.Value, Array], keep: Collection[str]) -> Iterator[Array]:
