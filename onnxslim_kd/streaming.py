@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -23,6 +24,8 @@ from onnxslim_kd.wire import head
 Tensors = dict[str, ir.TensorProtocol]
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Field numbers in ModelProto, GraphProto and TensorProto."""
+BUFFER = 2**20
+"""Bytes handed to the system at once: many writes of less than that take twice as long."""
 
 
 def write_whole(model: ir.Model, path: Path) -> None:
@@ -35,7 +38,7 @@ def write_whole(model: ir.Model, path: Path) -> None:
     proto.ClearField("graph")
     sizes = [len(light) + (bytes_of(big) if big is not None else 0) for light, big in parts]
     heads = [head(INITIALIZER, size) for size in sizes]
-    with path.open("wb") as file:
+    with path.open("wb", BUFFER) as file:
         file.write(proto.SerializeToString())
         file.write(head(GRAPH, len(graph) + sum(sizes) + sum(map(len, heads))))
         file.write(graph)
@@ -63,7 +66,7 @@ def write_beside(model: ir.Model, path: Path) -> None:
     with _set_aside(model, SMALL + 1, weights.name) as big, embedded(model, but=weights.name):
         proto = _bare(model)
     path.write_bytes(proto.SerializeToString())
-    with weights.open("wb") as file:
+    with weights.open("wb", BUFFER) as file:
         for tensor in big.values():
             _write_tensor(tensor, file)
 
@@ -140,9 +143,11 @@ def embedded(model: ir.Model, *, but: str | None = None) -> Iterator[None]:
 
 def _write_tensor(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     """Append a tensor's bytes, and give back the memory of a mapped one."""
-    if isinstance(tensor, ir.Tensor | ir.ExternalTensor | ir.PackedTensor):
+    if isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
+        array = tensor.numpy()
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        release(array)
+    elif isinstance(tensor, ir.ExternalTensor | ir.PackedTensor):
         tensor.tofile(file)
     else:
         file.write(tensor.tobytes())
-    if isinstance(tensor, ir.Tensor):
-        release(tensor.numpy())

@@ -77,6 +77,15 @@ def test_weights_go_from_file_to_file(tmp_path):
     assert third.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.parametrize("external_data", [False, True])
+def test_a_weight_that_is_a_view_is_written_in_its_own_order(tmp_path, external_data):
+    found, target = load(model()), tmp_path / "model.onnx"
+    turned = RNG.standard_normal((64, 64)).astype(np.float32).T
+    found.graph.initializers["w1"].const_value = ir.Tensor(turned, name="w1")
+    save(found, target, external_data=external_data)
+    assert np.array_equal(load(target).graph.initializers["w1"].const_value.numpy(), turned)
+
+
 def test_weights_of_another_model_are_not_replaced(tmp_path):
     (tmp_path / "a.onnx.data").write_text("another's")
     proto = model()
