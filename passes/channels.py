@@ -127,15 +127,17 @@ class Channels:
     """Grids of heads x dims of which only whole heads can go."""
     pieces: list[Ids] = field(default_factory=list)
     """What a node takes out of an axis: something of it must stay."""
+    choices: set[ir.Node | None] = field(default_factory=set)
+    """Where it makes a difference whether heads go or dims."""
     node: ir.Node | None = None
     _next: int = 0
     _pins: dict[int, str] = field(default_factory=dict)
     _born: dict[object, Layout] = field(default_factory=dict)
 
-    @property
-    def attention(self) -> Literal["heads", "dims"]:
-        """What goes at the present node."""
-        return self.attention_at(self.node)
+    def heads_go(self) -> bool:
+        """Tell whether heads go at the present node, not dims; asked only where that matters."""
+        self.choices.add(self.node)
+        return self.attention_at(self.node) == "heads"
 
     def attention_at(self, node: ir.Node | None) -> Literal["heads", "dims"]:
         """Whether whole heads go at a node, or dimensions inside all heads."""
@@ -273,7 +275,7 @@ class Channels:
             block.ids.shape[block.axes.index(keep)], -1
         )
         self.tie(grid[:, 1:], grid[:, :1])
-        if self.attention == "heads":
+        if self.attention_at(self.node) == "heads":
             self.heads.append(grid[:, 0])
         plain = Block((keep,), grid[:, 0])
         operand.layout = tuple(plain if b is block else b for b in operand.layout)
@@ -295,10 +297,9 @@ class Channels:
         axis %= len(operand.shape)
         for block in operand.layout:
             if axis in block.axes and len(block.axes) > 1:
-                outside = min(a for a in block.axes if a != axis)
-                self.collapse(
-                    operand, block, outside if self.attention == "heads" else max(block.axes)
-                )
+                outside, last = min(a for a in block.axes if a != axis), max(block.axes)
+                heads = outside != last and self.heads_go()
+                self.collapse(operand, block, outside if heads else last)
         return self.ids(operand, axis)
 
     def same(self, a: Ids | None, b: Ids | None, reason: str) -> Ids | None:

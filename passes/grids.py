@@ -61,7 +61,7 @@ def _is_full(label: Ids, position: int) -> bool:
 
 def _best(t: Channels, label: Ids) -> int:
     """The axis whose slices, once tied, leave the most units; heads come before dims if asked."""
-    order = range(label.ndim) if t.attention == "heads" else reversed(range(label.ndim))
+    order = range(label.ndim) if t.heads_go() else reversed(range(label.ndim))
     return max(order, key=lambda position: _units(_rows(label, position)))
 
 

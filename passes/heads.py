@@ -35,7 +35,7 @@ def solve(
     first = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs)
     found = grids.settle(first)
     stuck = _stuck(first, found) if attention == "auto" else frozenset()
-    if not stuck:
+    if not stuck & first.choices:  # dims would go in the same way
         return first, found, ()
     second = ties.walk(model, shapes, attention=attention, free_outputs=free_outputs, by_dims=stuck)
     now = grids.settle(second)
@@ -56,7 +56,7 @@ def notes(layers: Sequence[ir.Node]) -> list[str]:
 
 def _stuck(t: Channels, found: Components) -> frozenset[ir.Node]:
     """The nodes that handle heads of which none can go, and those that hand them on."""
-    if not t.heads:
+    if not (t.heads and t.choices):
         return frozenset()
     stays = _stays(found)
     whole = stays.copy()

@@ -61,7 +61,7 @@ def rotary_embedding(t: Channels, node: ir.Node) -> None:
 
 def _by_heads(t: Channels, heads: int) -> bool:
     """Tell whether heads go; where there is one head alone, its dims do."""
-    return t.attention == "heads" and heads > 1
+    return heads > 1 and t.heads_go()
 
 
 def _count(node: ir.Node, x: Operand, attribute: str) -> int:

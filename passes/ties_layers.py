@@ -197,7 +197,7 @@ def _collapse_beside(t: Channels, operand: Operand, other: Operand) -> None:
     for block in operand.layout:
         if len(block.axes) > 1:
             outer = min(block.axes)
-            heads = t.attention == "heads" and _meets_channels(operand, other, outer)
+            heads = _meets_channels(operand, other, outer) and t.heads_go()
             t.collapse(operand, block, outer if heads else max(block.axes))
 
 
@@ -255,7 +255,7 @@ def einsum(t: Channels, node: ir.Node) -> None:
     terms, result = _letters(equation, [len(operand.shape) for operand in operands])
     letters: dict[str, Ids | None] = {}
     for term, operand in zip(terms, operands, strict=True):
-        t.collapse_all(operand, first=t.attention == "heads")
+        t.collapse_all(operand, first=t.heads_go())
         for axis, letter in enumerate(term):
             ids = t.ids(operand, axis)
             if letter in letters:

@@ -55,9 +55,11 @@ def _common_grid(operands: list[Operand], axis: int) -> tuple[int, ...] | None:
 
 def _share_heads(t: Channels, operands: list[Operand], axis: int) -> bool:
     """Tell whether parts of heads are joined: some rotated, some not, all with the same heads."""
-    side = min if t.attention == "heads" else max
-    keeps = [side(b.axes) for o in operands for b in o.layout if axis in b.axes and len(b.axes) > 1]
-    return bool(keeps) and all(any(keeps[0] in b.axes for b in o.layout) for o in operands)
+    grids = [b.axes for o in operands for b in o.layout if axis in b.axes and len(b.axes) > 1]
+    if not grids:
+        return False
+    side = min(grids[0]) if t.heads_go() else max(grids[0])
+    return all(any(side in b.axes for b in o.layout) for o in operands)
 
 
 def _part(t: Channels, operand: Operand, axis: int) -> Ids:

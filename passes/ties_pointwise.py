@@ -21,7 +21,7 @@ def unary(t: Channels, node: ir.Node) -> None:
 def dynamic_quantize(t: Channels, node: ir.Node) -> None:
     """DynamicQuantizeLinear: one scale, from the extremes over all channels."""
     x = t.need(0)
-    t.collapse_all(x, first=t.attention == "heads")
+    t.collapse_all(x, first=t.heads_go())
     for block in x.layout:
         t.not_exact(block.ids, "DynamicQuantizeLinear runs over the channels")
         t.consume((0, block.axes[0]), out_axis=block.axes[0])
@@ -91,12 +91,11 @@ def _settle_grids(t: Channels, aligned: list[Operand]) -> None:
             meets = [o for o in others if any(o.shape[a] > 1 for a in grid.axes)]
             if all(grid.axes in {b.axes for b in o.layout} for o in meets):
                 continue
-            t_axis = _axis_to_keep(grid, meets, first=t.attention == "heads")
-            plain = _collapsed(t, grid, t_axis)
+            plain = _collapsed(t, grid, _axis_to_keep(t, grid, meets))
             operand.layout = tuple(plain if b is grid else b for b in operand.layout)
 
 
-def _axis_to_keep(grid: Block, meets: list[Operand], *, first: bool) -> int:
+def _axis_to_keep(t: Channels, grid: Block, meets: list[Operand]) -> int:
     """Choose the axis of a grid along which every operand it meets can lose channels too."""
 
     def removable(axis: int) -> bool:
@@ -105,7 +104,7 @@ def _axis_to_keep(grid: Block, meets: list[Operand], *, first: bool) -> int:
         )
 
     fit = [axis for axis in sorted(grid.axes) if removable(axis)] or sorted(grid.axes)
-    return fit[0] if first else fit[-1]
+    return fit[0] if len(fit) > 1 and t.heads_go() else fit[-1]
 
 
 def _collapsed(t: Channels, grid: Block, keep: int) -> Block:

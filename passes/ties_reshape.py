@@ -1,10 +1,12 @@
 """Rules for operators that regroup axes: reshapes, transposes, and the shuffles made of both."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.passes.blocks import permuted, reshaped
-from onnxslim_kd.passes.channels import Block, Channels, Operand, Shuffle
+from onnxslim_kd.passes.channels import Block, Channels, Layout, Operand, Shuffle
 
 
 def reshape(t: Channels, node: ir.Node) -> None:
@@ -13,7 +15,7 @@ def reshape(t: Channels, node: ir.Node) -> None:
     if any(len(b.axes) > 1 for b in x.layout) and _ends_shuffle(t, node, x, out):
         return
     blocks: list[Block] = []
-    for block in sorted(x.layout, key=lambda b: _claim(t, b)):
+    for block in _by_claim(t, x.layout):
         moved = reshaped(block, x.shape, out)
         if moved is None:
             continue
@@ -24,10 +26,14 @@ def reshape(t: Channels, node: ir.Node) -> None:
     t.set(0, blocks)
 
 
-def _claim(t: Channels, block: Block) -> tuple[bool, int]:
-    """Which block lives on where two axes merge: a weight's, then the heads or the dims."""
-    side = min(block.axes) if t.attention == "heads" else -max(block.axes)
-    return t.is_made_up(block.ids), side
+def _by_claim(t: Channels, layout: Layout) -> Sequence[Block]:
+    """In the order in which blocks live on where axes merge: weights', then heads or dims."""
+    if len(layout) < 2:
+        return layout
+    heads = t.heads_go()
+    return sorted(
+        layout, key=lambda b: (t.is_made_up(b.ids), min(b.axes) if heads else -max(b.axes))
+    )
 
 
 def _ends_shuffle(t: Channels, node: ir.Node, x: Operand, out: tuple[int, ...]) -> bool:

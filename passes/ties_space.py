@@ -20,7 +20,7 @@ def grid_sample(t: Channels, node: ir.Node) -> None:
     """GridSample: data and grid have the same batch; the grid's other axes are positions."""
     x, grid = t.need(0), t.need(1)
     for operand in (x, grid):
-        t.collapse_all(operand, first=t.attention == "heads")
+        t.collapse_all(operand, first=t.heads_go())
     channels = t.ids(x, 1)
     batch = t.same(t.ids(x, 0), t.ids(grid, 0), "data and grid are paired along it")
     inside = [*(b for b in x.layout if min(b.axes) > 1), *(b for b in grid.layout if min(b.axes))]

@@ -5,6 +5,8 @@ import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
 from onnxslim_kd.cost import cost
+from onnxslim_kd.passes import grids, ties
+from onnxslim_kd.passes.channels import Channels
 from onnxslim_kd.passes.ties import RULES
 from onnxslim_kd.proof import structure
 from tests.models import MODELS, Case, build
@@ -101,6 +103,29 @@ def test_heads_go_where_they_can() -> None:
     heads = api.plan(model, ALL, Reading(attention="heads"))
     auto = api.plan(model, ALL)
     assert auto.groups == heads.groups and not auto.notes
+
+
+def test_dims_go_as_heads_do_where_no_rule_asks() -> None:
+    for case in MODELS.values():
+        analysis = api.inspect(build(case), Reading(attention="heads"))
+        others = frozenset(set(analysis.model.graph) - analysis.channels.choices)
+        again = ties.walk(analysis.model, analysis.shapes, by_dims=others)
+        assert np.array_equal(grids.settle(again).label, analysis.components.label)
+
+
+def test_a_graph_in_which_no_rule_asks_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """YOLO's boxes: a Softmax inside of each of four sides, which are outputs."""
+    case = Case(
+        "a = Conv(x, w1) to = Constant<value_ints=[0,4,8,-1]>() g = Reshape(a, to)"
+        " g1 = Transpose<perm=[0,2,1,3]>(g) g2 = Softmax<axis=1>(g1) y = Conv(g2, w2)",
+        "float[32,3,1,1] w1, float[1,8,1,1] w2",
+        outputs="float[N,1,4,M] y",
+    )
+    walks: list[Channels] = []
+    walk = ties.walk
+    monkeypatch.setattr(ties, "walk", lambda *a, **k: walks.append(walk(*a, **k)) or walks[-1])
+    analysis = api.inspect(build(case))
+    assert analysis.channels.heads and walks == [analysis.channels]
 
 
 @pytest.mark.parametrize(
