@@ -15,7 +15,9 @@ from onnxslim_kd.cli.options import FILE
 @options.preprocess
 @click.option("--like", type=FILE, help="The model before pruning; needed where BN was folded.")
 @click.option("--plan", type=FILE, help="The pruning plan that leads from --like to MODEL.")
-@click.option("--batches", type=click.IntRange(1), default=8, show_default=True, help="How many.")
+@click.option(
+    "--batches", type=click.IntRange(1), default=8, show_default=True, help="To measure on."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True,
               help="Samples in each.")  # fmt: skip
 @options.force

@@ -41,7 +41,7 @@ class PruneConfig(BaseModel):
     pattern: str | None = None
     """Regular expression on parameter, node and module names."""
     ratio: float = 0.5
-    """Share that goes."""
+    """Share of the channels that goes."""
     ratios: dict[str, float] | None = None
     """A ratio per parameter, instead of a pattern: name=0.2,name2=0.4."""
     ignore: str | None = None

@@ -24,7 +24,7 @@ class SearchConfig(BaseModel):
     target_latency: float | None = None
     """Keep this share of the latency: trials by layers, the plan as measured."""
     trials: int = Field(default=100, ge=1)
-    """In all."""
+    """In all, those that the study has among them."""
     pattern: str = ".*"
     """Which parameters."""
     ignore: str | None = None

@@ -208,7 +208,8 @@ CASES = {
     ),
     "no such metric": (
         (*MODEL, *GOOD, "--val-data", "npz:good.npz", "--metric", "top"),
-        "metric 'top' is not one of top1, miou, map, loss or module:function; near misses: top1",
+        "metric 'top' is not one of top1, miou, map or module:function (train has loss as well);"
+        " near misses: top1",
     ),
     "metric of other outputs": (
         (*MODEL, *GOOD, "--val-data", "npz:good.npz", "--metric", "map"),

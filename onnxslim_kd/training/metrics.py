@@ -255,8 +255,8 @@ def make(name: str, entries: Mapping[str, object]) -> Metric:
         lower = bool(getattr(function, "lower_is_better", False))
         return Average(function, name.partition(":")[2], lower)
     raise UserError(
-        f"metric {name!r} is not one of {', '.join(METRICS)}, loss or module:function"
-        f"{near_misses(name, METRICS)}"
+        f"metric {name!r} is not one of {', '.join(METRICS)} or module:function (train has loss"
+        f" as well){near_misses(name, METRICS)}"
     )
 
 
