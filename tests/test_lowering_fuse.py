@@ -68,10 +68,8 @@ FUSED = {
         QKV,
     ),
     "attention: as torch exports it": (
-        """a = Mul(q, fourth) b = Mul(k, fourth) s = MatMul(a, b) m = Add(s, none) p = Softmax(m)
-        n = IsNaN(p) o = Where(n, zero, p) y = MatMul(o, v)""".replace("b =", "c =").replace(
-            "a, b", "a, c"
-        ),
+        """a = Mul(q, fourth) c = Mul(k, fourth) s = MatMul(a, c) m = Add(s, none) p = Softmax(m)
+        n = IsNaN(p) o = Where(n, zero, p) y = MatMul(o, v)""",
         "",
         QKV,
     ),
