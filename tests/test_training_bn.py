@@ -1,6 +1,7 @@
 """BatchNormalization that an exporter folded: put back, trained, calibrated, folded again."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from training_models import classifier, numbers, pair
 
@@ -101,6 +102,25 @@ def test_calibration_lifts_a_pruned_model_without_training(folded, pruned):
     done = bn.calibrate(model, some(), folded, folded.with_name("plan.json"))
     assert done == {"reestimated": 0, "corrected": 2}
     assert "BatchNormalization" not in kinds(model) and top1(model) > before
+
+
+def test_models_of_one_sample_are_calibrated_on_whole_batches(folded, pruned, tmp_path):
+    def of_one(path):
+        model = model_io.load(path)
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = ir.Shape([1, *list(value.shape)[1:]])
+        model_io.save(model, tmp_path / path.name)
+        return tmp_path / path.name
+
+    free, fixed = model_io.load(pruned), model_io.load(of_one(pruned))
+    plan = pruned.with_name("plan.json")
+    bn.calibrate(free, some(2), like=folded, plan=plan)
+    bn.calibrate(fixed, some(2), like=of_one(folded), plan=plan)
+    for name, array in numbers(free).items():
+        np.testing.assert_allclose(numbers(fixed)[name], array, rtol=1e-4, atol=1e-5)
+    assert model_io.dims(fixed.graph.inputs[0])[0] == 1
+    live = model_io.load(of_one(folded.with_name("live.onnx")))
+    assert bn.calibrate(live, some(2))["reestimated"] == 1
 
 
 def test_the_original_may_have_live_batch_normalization(folded, pruned):

@@ -12,6 +12,7 @@ from onnxslim_kd import model as model_io
 from onnxslim_kd import roles as roles_io
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes import batchnorm
+from onnxslim_kd.passes.batch import free_batch, has_fixed_batch
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.roles import Roles
 from onnxslim_kd.training.data import Batch, Loader
@@ -74,14 +75,14 @@ def reinsert(
     Raises:
         UserError: ``like`` has other channels and no plan says which were kept, or other values.
     """
-    student = student_of(model, roles)
+    student = _of_any_batch(student_of(model, roles))
     bare = batchnorm.bare_convolutions(student)
     if not bare:
         return []
     now = batchnorm.channel_statistics(student, bare, arrays(student, batches))
     wanted = dict(now)
     if like is not None:
-        original = model_io.load(like)
+        original = _of_any_batch(model_io.load(like))
         common = _common(original, now, like)
         measured = batchnorm.channel_statistics(original, common, arrays(original, batches))
         kept = _kept(student, Plan.load(plan)) if plan is not None else {}
@@ -94,6 +95,11 @@ def reinsert(
                 )
             wanted[name] = mean[rows], deviation[rows]
     return batchnorm.reinsert(model, wanted, now)
+
+
+def _of_any_batch(model: ir.Model) -> ir.Model:
+    """Return the model itself, or with its batch of 1 freed: statistics are of whole batches."""
+    return free_batch(model) if has_fixed_batch(model) else model
 
 
 def _common(original: ir.Model, now: Collection[str], like: Path) -> list[str]:
@@ -139,7 +145,7 @@ def reestimate(model: ir.Model, batches: Iterable[Batch]) -> list[str]:
     Returns:
         The names of the BatchNormalization nodes.
     """
-    student = student_of(model, roles_io.read(model))
+    student = _of_any_batch(student_of(model, roles_io.read(model)))
     lowered = lower(student, trainable=()).train()
     nodes = {name: n for name, n in lowered.modal_nodes().items() if isinstance(n, BatchNorm)}
     feeder, count = Feeder(student), 0
