@@ -1,5 +1,6 @@
 """What is in a graph, without Optionals: shapes, names, constants; the one place that narrows."""
 
+import copy
 from collections.abc import Container
 from math import prod
 from typing import Any
@@ -110,6 +111,22 @@ def new_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> 
     )
     graph.register_initializer(value)
     return value
+
+
+def is_float(value: ir.Value) -> bool:
+    """Tell whether a value is a tensor of floating-point numbers; a sequence of them is not."""
+    kind = value.type
+    return isinstance(kind, ir.TensorType) and kind.dtype.is_floating_point()
+
+
+def rename(value: ir.Value, name: str) -> None:
+    """Give a value another name; its tensor, which the caller's model may share, stays as it is."""
+    tensor = value.const_value
+    if isinstance(tensor, ir.TensorProtoTensor):
+        value.const_value = ir.TensorProtoTensor(copy.deepcopy(tensor.raw))
+    elif tensor is not None:
+        value.const_value = copy.copy(tensor)
+    value.name = name
 
 
 def unique(name: str, taken: Container[str | None]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxslim_kd import roles
+from onnxslim_kd.access import is_float
 from onnxslim_kd.model import name_of
 from onnxslim_kd.passes import dims
 from onnxslim_kd.passes.modules import scopes_of
@@ -193,7 +194,7 @@ def _size(node: ir.Node) -> str | None:
     """The map size, else the channels or the rank, of what a node computes; None for integers."""
     value = node.outputs[0]
     shape = dims.read(value)
-    if not shape or value.dtype is None or not value.dtype.is_floating_point():
+    if not shape or not is_float(value):
         return None
     if len(shape) != 4:
         return f"{len(shape)} dimensions"

@@ -5,6 +5,7 @@ from difflib import SequenceMatcher
 
 import onnx_ir as ir
 
+from onnxslim_kd.access import is_float
 from onnxslim_kd.model import ModelLike, load, name_of
 from onnxslim_kd.passes import dims
 
@@ -58,10 +59,7 @@ def side_by_side(student: ModelLike, teacher: ModelLike) -> list[tuple[Row | Non
 def tappable(model: ir.Model) -> list[ir.Value]:
     """Return the values that a loss can read: computed, floating-point, with a name."""
     return [
-        value
-        for node in model.graph
-        for value in node.outputs
-        if value.name and value.dtype is not None and value.dtype.is_floating_point()
+        value for node in model.graph for value in node.outputs if value.name and is_float(value)
     ]
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.access import is_float
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.model import name_of
 from onnxslim_kd.passes.channels import Birth, Ids
@@ -91,7 +92,7 @@ def sites(analysis: Analysis) -> Iterator[Site]:
 
 
 def _ids(analysis: Analysis, value: ir.Value, axis: int) -> Ids | None:
-    if value.dtype is None or not value.dtype.is_floating_point():
+    if not is_float(value):
         return None
     layout = analysis.channels.layout.get(value, ())
     return next((block.ids for block in layout if block.axes == (axis,)), None)

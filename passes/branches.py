@@ -14,7 +14,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from onnxslim_kd.access import bodies, graphs, unique
+from onnxslim_kd.access import bodies, graphs, rename, unique
 from onnxslim_kd.model import constant, infer_shapes, name_of
 from onnxslim_kd.passes import dims
 from onnxslim_kd.passes.shape_known import branch_taken, known
@@ -118,7 +118,7 @@ def _rename(
     names = {other.name for other in graph}
     for value in [*weights, *(v for inner in nodes for v in inner.outputs)]:
         if value.name in values:
-            value.name = unique(f"{node.name}/{value.name}", values)
+            rename(value, unique(f"{node.name}/{value.name}", values))
         values.add(value.name or "")
     for inner in nodes:
         if inner.name in names:

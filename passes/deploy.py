@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnxslim_kd import roles
+from onnxslim_kd.access import is_float
 from onnxslim_kd.errors import NotFoundError, PassError, UserError, near_misses
 from onnxslim_kd.model import constant, has_rank, infer_shapes, name_of
 from onnxslim_kd.passes import dims
@@ -148,7 +149,7 @@ def add_activation(model: ir.Model, activation: Activation) -> None:
         producer = value.producer()
         if producer is not None and producer.op_type in ("Softmax", "Sigmoid"):
             raise UserError(f"output {value.name!r} already comes from {producer.op_type}")
-        if value.dtype is None or not value.dtype.is_floating_point():
+        if not is_float(value):
             continue
         name = name_of(value)
         value.name = f"{name}.logits"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from onnxslim_kd.access import graphs
+from onnxslim_kd.access import graphs, is_float
 from onnxslim_kd.model import constant, dims, has_rank, new_initializer
 from onnxslim_kd.passes.norms import fuse_activation, fuse_norm
 from onnxslim_kd.passes.patterns import before, replace, skip
@@ -102,7 +102,7 @@ def _quotient(mul: ir.Node) -> bool:
         inverse, other = before(mul, index, "Div", "Reciprocal"), mul.inputs[1 - index]
         if inverse is None or (inverse.op_type == "Div" and not _is_one(inverse.inputs[0])):
             continue
-        if other is None or other.dtype is None or not other.dtype.is_floating_point():
+        if other is None or not is_float(other):
             continue
         quotient = ir.node("Div", [other, inverse.inputs[-1]], name=mul.name)
         return replace([mul, inverse], quotient)

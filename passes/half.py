@@ -37,10 +37,10 @@ def to_half(
         warnings.simplefilter("ignore")  # one for each number out of range: compared below
         try:
             proto = runtime.float16(ir.serde.serialize_model(start))
-        except Exception as error:  # the converter raises many kinds
+            _drop_repeated(proto.graph)
+            half = ir.serde.deserialize_model(proto)
+        except Exception as error:  # the converter raises many kinds, or makes what is no graph
             raise OperationError(f"--fp16: the converter fails on this model: {error}") from error
-    _drop_repeated(proto.graph)
-    half = ir.serde.deserialize_model(proto)
     worst = Reference.of(model, given=shapes).worst(half)
     if worst > TOLERANCE:
         raise ProofError(

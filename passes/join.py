@@ -111,13 +111,16 @@ def _join_one(
     _refuse_collisions(base, guest, prefix)
     agreed.apply(guest)
     agreed.apply(base)
-    feeds: dict[str, ir.Value] = {}
+    sources: dict[ir.Value, ir.Value] = {}
     for value, (source, adapter) in pairs.items():
         if adapter is not None:
             source = adapt.apply(base, source, adapter, name_of(value))
-        feeds[own[value]] = source
-        value.replace_all_uses_with(source, replace_graph_outputs=True)
-    outputs = tuple(name_of(v) for v in guest.graph.outputs)
+        sources[value] = source
+    outputs = tuple(name_of(sources.get(v, v)) for v in guest.graph.outputs)
+    guest.graph.outputs.clear()  # an input may be one, and what feeds it an output of the student
+    for value, source in sources.items():
+        value.replace_all_uses_with(source)
+    feeds = {own[value]: source for value, source in sources.items()}
     _move(guest, base, prefix)
     # a loss on the teacher's input, as in an autoencoder, reads what feeds it
     joined.teachers[name] = replace(branch, values={**branch.values, **feeds})

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_type_hints
 import onnx_ir as ir
 from pydantic import BeforeValidator, Field, NonNegativeInt, TypeAdapter, ValidationError
 
+from onnxslim_kd.access import is_float
 from onnxslim_kd.errors import NotFoundError, UserError, near_misses
 from onnxslim_kd.model import dims
 from onnxslim_kd.passes.losses_align import Align, aligned
@@ -241,8 +242,8 @@ def _check_count(spec: LossSpec, loss: Loss, students: int, teachers: int) -> No
 
 
 def _check_value(spec: LossSpec, value: ir.Value, rank: int | None) -> None:
-    if value.dtype is None or not value.dtype.is_floating_point():
-        kind = "of unknown type" if value.dtype is None else value.dtype.name
+    if not is_float(value):
+        kind = "of unknown type" if value.type is None else str(value.type)
         raise UserError(f"loss {spec.kind}: {value.name!r} is {kind}; a loss needs floats")
     if rank is not None and len(dims(value)) != rank:
         what = "logits [N, C]" if rank == 2 else "maps [N, C, H, W]"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.access import is_float
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis
 
@@ -71,7 +72,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 
 def _ids(analysis: Analysis, value: ir.Value, axis: int) -> Ids | None:
     """The ids along an axis of a floating-point value, or None."""
-    if value.dtype is None or not value.dtype.is_floating_point():
+    if not is_float(value):
         return None
     axis %= len(analysis.shapes.shape[value])
     channels = analysis.channels

@@ -4,11 +4,11 @@ Values captured by If and Loop bodies follow by themselves, for onnx-ir holds re
 does not are names held as text: quantisation annotations and the module scopes of exporters.
 """
 
-import copy
 from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxslim_kd.access import rename
 from onnxslim_kd.passes import modules
 
 _QUANTISATION = "quant_parameter_tensor_names"
@@ -36,9 +36,7 @@ def values_of(graph: ir.Graph) -> Iterator[ir.Value]:
 def _rename_value(value: ir.Value, prefix: str) -> None:
     if not value.name:  # an optional output that is left out
         return
-    if value.const_value is not None:
-        value.const_value = copy.copy(value.const_value)  # the caller's model may share it
-    value.name = prefix + value.name
+    rename(value, prefix + value.name)
     names = value.meta.get(_QUANTISATION)
     if names:
         value.meta[_QUANTISATION] = {key: prefix + name for key, name in names.items()}

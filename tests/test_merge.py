@@ -56,6 +56,25 @@ def test_student_and_teacher_compute_what_they_did_alone(batch):
     assert got["loss"] == pytest.approx(3 * got["l2"] + got["cosine"], rel=1e-6)
 
 
+def test_what_is_given_stays_as_it_is():
+    student, teacher = ir.to_proto(load(net())), load(net(seed=1))
+    before = student.SerializeToString(), ir.to_proto(teacher).SerializeToString()
+    merge(student, {"one": student, "two": teacher}, ["l2:y=one_y", "l2:y=two_y"])
+    assert (student.SerializeToString(), ir.to_proto(teacher).SerializeToString()) == before
+    assert {v.const_value.name for v in teacher.graph.initializers.values()} == set(
+        teacher.graph.initializers
+    )
+
+
+def test_a_teacher_may_give_what_it_takes():
+    source = HEADER.format(opset=17) + (
+        "s (float[N,3] x) => (float[N,3] y, float[N,3] x) { y = Relu(x) }"
+    )
+    merged = merge(text(source), text(source), ["l2:y=y"])
+    assert names(merged.graph.outputs) == ["y", "x", "loss", "l2"]
+    verify_merge(merged, text(source), text(source))
+
+
 def test_roles_say_who_is_who():
     merged = merge(
         net(), net(width=6, x="image", seed=1), ["mgd:r2=r2,name=m,weight=2,start=1,end=4", "ce:y"]
@@ -391,6 +410,22 @@ def test_the_proof_refuses_losses_that_are_not_finite():
     merged = merge(net(), teacher, ["l2:y=y,weight=3e38"])
     with pytest.raises(ProofError, match="'loss' is inf"):
         verify_merge(merged, net(), teacher)
+
+
+def test_the_proof_names_a_value_that_a_mask_has_filled():
+    source = (
+        HEADER.format(opset=17)
+        + """
+        net (float[N,4] x) => (float[N,4] y) <float[4] mask = {0, 0, 0, -3e38}>
+        { masked = Add(x, mask) y = Softmax(masked) }
+    """
+    )
+    student = text(source)
+    merged = merge(student, student, ["kl:y=y", "at:masked=masked,name=hint"])
+    with pytest.raises(
+        ProofError, match="'hint' is nan .* value 'masked' of the student reaches 3"
+    ):
+        verify_merge(merged, student, student)
 
 
 def test_the_proof_needs_a_merged_model():

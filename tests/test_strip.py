@@ -10,7 +10,7 @@ from test_fold import filled
 
 from onnxslim_kd import model, roles
 from onnxslim_kd.compare import Reference
-from onnxslim_kd.errors import ModelError, NotFoundError, UserError
+from onnxslim_kd.errors import ModelError, NotFoundError, OperationError, UserError
 from onnxslim_kd.passes.gate import size
 from onnxslim_kd.passes.half import to_half
 from onnxslim_kd.passes.merge import merge
@@ -191,6 +191,17 @@ def test_without_verification_there_is_no_proof() -> None:
     done = infer_prune(merged(), verify=False)
     assert done.proof is None
     assert len(done.model.graph) == 5
+
+
+def test_what_the_converter_to_half_breaks_is_said() -> None:
+    given = model.load(
+        ir.from_onnx_text(
+            '<ir_version: 8, opset_import: ["" : 17]>'
+            " g (float[N,3] x) => (float[N,3] y, float[N,3] x) { y = Relu(x) }"
+        )
+    )
+    with pytest.raises(OperationError, match="--fp16: the converter fails on this model"):
+        to_half(given)
 
 
 def test_half_precision_keeps_the_interface() -> None:

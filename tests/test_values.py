@@ -1,6 +1,7 @@
-from merge_models import net
+from merge_models import HEADER, net, text
 
 from onnxslim_kd.model import load
+from onnxslim_kd.passes.suggest import suggest
 from onnxslim_kd.values import Row, listing, side_by_side
 
 
@@ -24,3 +25,12 @@ def test_side_by_side_leaves_gaps():
     assert any(a is None for a, _ in rows)
     assert any(b is None for _, b in rows)
     assert [a.name for a, _ in rows if a] == [b.name for _, b in rows if b]
+
+
+def test_sequences_are_no_values_for_losses():
+    model = text(
+        HEADER.format(opset=17) + "g (float[N,4] x) => (float[N,4] y, seq(float[]) s)"
+        " { y = Relu(x)  s = SplitToSequence<axis=1>(y) }"
+    )
+    assert [row.name for row in listing(load(model))] == ["y"]
+    assert {s.student for s in suggest(model, model)} == {("y",)}
