@@ -75,7 +75,7 @@ def verify_merge(
         claims += _alone(
             f"teacher {t.name!r}", teachers[t.name], merged, (t.prefix, t.inputs), runs
         )
-    terms = [record.loss, *(term.output for term in record.terms)]
+    terms = [*(term.output for term in record.terms), record.loss]
     got = _run_merged(merged, [*terms, *(claim.value for claim in claims)], runs)
     drawn = _random(merged)
     kept = [claim for claim in claims if claim.value not in drawn]
@@ -83,7 +83,7 @@ def verify_merge(
     losses = {name: float(got[-1][name]) for name in terms}
     for name, number in losses.items():
         if not np.isfinite(number):
-            raise ProofError(f"loss {name!r} is {number} for random inputs")
+            raise ProofError(f"loss {name!r} is {number} for random inputs{_extreme(kept)}")
     return Proof(len(kept), tuple(sizes), losses, len(claims) - len(kept))
 
 
@@ -212,8 +212,26 @@ def _compare(claims: Sequence[_Claim], got: Sequence[Mapping[str, Array]]) -> No
                 )
 
 
+def _extreme(claims: Sequence[_Claim]) -> str:
+    """Point out a value that no loss can take: scores that a mask has set to minus infinity."""
+    for claim in claims:
+        arrays = [array for array in claim.expected if isinstance(array, np.ndarray)]
+        largest = max(
+            (float(np.abs(a).max(initial=0)) for a in arrays if a.dtype.kind == "f"), default=0
+        )
+        if not largest < _HUGE:
+            return (
+                f": value {claim.name!r} of {claim.title} reaches {largest:.1e}; distil another one"
+            )
+    return ""
+
+
 def _same(a: Array | list[Array], b: Array | list[Array]) -> bool:
     """Tell whether two results are equal bit for bit; a sequence is a list of arrays."""
     if isinstance(a, list) or isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+_HUGE = 1e18
+"""Its square is beyond float32."""

@@ -421,9 +421,9 @@ def test_the_proof_names_a_value_that_a_mask_has_filled():
     """
     )
     student = text(source)
-    merged = merge(student, student, ["kl:y=y", "at:masked=masked,name=hint"])
+    merged = merge(student, student, ["kl:y=y", "cosine:masked=masked,name=hint"])
     with pytest.raises(
-        ProofError, match="'hint' is nan .* value 'masked' of the student reaches 3"
+        ProofError, match=r"'hint' is nan .* value 'masked' of the student reaches 3"
     ):
         verify_merge(merged, student, student)
 
