@@ -10,14 +10,14 @@ cannot hide behind a deep network's rounding.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxslim_kd import decisions
+from onnxslim_kd import decisions, foreign
 from onnxslim_kd.compare import Reference, tolerance_of
 from onnxslim_kd.decisions import Decisions
 from onnxslim_kd.errors import PassError, ProofError
@@ -48,6 +48,8 @@ class Proof:
     """How far the original itself moves when it is rounded otherwise, where that was asked."""
     same_decisions: bool = False
     """Whether both were given what the original's TopK, ArgMax or comparisons decide."""
+    foreign: tuple[str, ...] = ()
+    """Operators that the runtime does not have: what goes into them was compared."""
 
     def __str__(self) -> str:
         runs = " and ".join(
@@ -60,6 +62,8 @@ class Proof:
             f" value{'s' * (self.inner_values != 1)} equal the silenced original's"
             f" to {self.error:.1e} (limit {self.tolerance:.0e}{why}) for {runs}"
             f"{', given its decisions (TopK, comparisons)' * self.same_decisions}"
+            f"{', up to what ONNX Runtime does not have: ' * bool(self.foreign)}"
+            f"{', '.join(self.foreign)}"
         )
 
 
@@ -138,6 +142,9 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
     Raises:
         ProofError: They differ, or one of them does not run; the message says what to do.
     """
+    strange = foreign.foreign(pruned)
+    if strange:
+        silenced, pruned = _without(strange, silenced, pruned)
     reference = Reference.of(silenced.model, given=silenced.given)
     graph, decided = pruned.graph, silenced.decisions
     values = ir.convenience.create_value_mapping(graph)
@@ -172,7 +179,32 @@ def prove(silenced: Silenced, pruned: ir.Model) -> Proof:
         )
     shapes = tuple(dict(s) for s in reference.shapes)
     inner = len(names) - silenced.outputs
-    return Proof(shapes, silenced.outputs, inner, error, tolerance, rounding, held)
+    found = Proof(shapes, silenced.outputs, inner, error, tolerance, rounding, held)
+    return replace(found, foreign=tuple(strange))
+
+
+def _without(
+    strange: Sequence[str], silenced: Silenced, pruned: ir.Model
+) -> tuple[Silenced, ir.Model]:
+    """Both models without the operators that the runtime does not have.
+
+    Raises:
+        ProofError: Nothing is left to compare.
+    """
+    pruned = pruned.clone()
+    into = foreign.take_out(silenced.model)
+    foreign.take_out(pruned)
+    left = {name_of(value) for value in silenced.model.graph.outputs}
+    if not left:
+        raise ProofError(
+            f"nothing can be compared without {', '.join(strange)}, which ONNX Runtime does not"
+            f" have; --no-verify does without the proof"
+        )
+    own = list(silenced.names)[: silenced.outputs]
+    names = {out: inner for out, inner in silenced.names.items() if out in left}
+    names |= {name: name for name in into}
+    outputs = sum(out in left for out in own)
+    return replace(silenced, names=names, outputs=outputs), pruned
 
 
 def _worst(reference: Reference, model: ir.Model, names: Mapping[str, str], *, stop: bool) -> float:

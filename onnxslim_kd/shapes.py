@@ -82,7 +82,7 @@ def _sample(model: ir.Model, inputs: Mapping[str, Shape], base: Shapes | None) -
     dynamic = is_dynamic(model)
     if dynamic:
         found.outline = base.outline if base is not None and base.outline else outline(model)
-    known = _infer_all(found.outline, inputs) if found.outline is not None else {}
+    known = _infer_all(found.outline, inputs, _sizes(model, inputs)) if found.outline else {}
     _add_known(found, model)
     versions = dict(model.graph.opset_imports)
     for node in model.graph:
@@ -206,9 +206,24 @@ def _choice(value: ir.Value, axis: int, variant: int, longer: int) -> int:
     return (_SPATIAL if rank >= 4 else _SEQUENCE)[variant] * longer
 
 
-def _infer_all(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+def _sizes(model: ir.Model, inputs: Mapping[str, Shape]) -> dict[str, int]:
+    """The size of every symbol in the shapes of inputs."""
+    return {
+        symbol(value, axis): size
+        for value in model.graph.inputs
+        for axis, size in enumerate(inputs[name_of(value)])
+    }
+
+
+def _infer_all(
+    proto: onnx.ModelProto, inputs: Mapping[str, Shape], sizes: Mapping[str, int]
+) -> dict[str, Shape]:
     """Shape inference over the whole graph at once, for the given input shapes."""
-    del proto.graph.value_info[:]
+    claimed = onnx.GraphProto(value_info=proto.graph.value_info)  # of custom operators
+    for info in proto.graph.value_info:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
     for info in proto.graph.input:
         if info.name in inputs:
             _set_dims(info, inputs[info.name])
@@ -219,6 +234,9 @@ def _infer_all(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str,
             f"shape inference fails for inputs {dict(inputs)}: {error};"
             f" give shapes that fit with --input name=1x3x224x224"
         ) from error
+    finally:
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(claimed.value_info)
     found, known = {}, dict[bytes, Shape | None]()
     for name, kind in types(inferred).items():
         key = kind.SerializeToString()
