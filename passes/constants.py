@@ -31,6 +31,7 @@ def fold_constants(model: ir.Model) -> int:
     numbers = _computed(nodes, model)
     while grown := _grown(folded, numbers):
         folded -= grown
+        folded -= {node for node in folded if _unpacks(node, folded)}
     for node in reversed(nodes):
         if node in folded:
             _replace(node, folded, numbers)

@@ -90,6 +90,11 @@ class _Affine:
     scale: Array
     shift: Array
 
+    @property
+    def scales(self) -> bool:
+        """Whether it does more than shift, so that weights change."""
+        return bool((self.scale != 1).any())
+
 
 def _affine(node: ir.Node) -> _Affine | None:
     numbers = [constant(value) for value in node.inputs[1:5]]
@@ -171,7 +176,8 @@ def _behind_layer(node: ir.Node, affine: _Affine, spread: Callable[[Array], Arra
     if parameters is None:
         return False
     weight, bias = parameters
-    _set(node, 1, weight * spread(weight), weight)
+    if affine.scales:
+        _set(node, 1, weight * spread(weight), weight)
     if bias is not None or affine.shift.any():
         _set(node, 2, (0.0 if bias is None else bias) * affine.scale + affine.shift, weight)
     return True

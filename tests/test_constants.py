@@ -30,6 +30,13 @@ FOLDED = {
         {{ d = Neg(x) a = Sign(w) b = Floor(a) y = MatMul(d, b) }}""",
         ["Neg", "Cast", "MatMul"],
     ),
+    "whole numbers that would make a large one": (
+        f"""g (float[N,20,20,20] x) => (float[N,20,20,20] y) <float[20,20] w = {WEIGHT},
+          int64[1] first = {{0}}, int64[1] second = {{1}}>
+        {{ s = Sign(w) a = Unsqueeze(s, first) b = Unsqueeze(s, second) d = Sub(a, b)
+          y = Mul(x, d) }}""",
+        ["Cast", "Cast", "Sub", "Mul"],
+    ),
 }
 KEPT = {
     "a weight that another layer reads": f"""g (float[N,20] x) => (float[N,20] y)
