@@ -38,12 +38,14 @@ def _reshape(node: ir.Node) -> bool:
     if first is None or target is None or node.attributes.get_int("allowzero", 0) == 1:
         return False
     copied = np.flatnonzero(target == 0)
-    if copied.size:  # of what first gives: right for what it takes only where it copies as well
+    if copied.size:  # of what first gives: as it says itself
         given = constant(first.inputs[1]) if first.op_type == "Reshape" else None
-        if given is None or len(given) <= copied.max() or given[copied].any():
+        if given is None or len(given) <= copied.max() or not isinstance(node.graph, ir.Graph):
             return False
-        if first.attributes.get_int("allowzero", 0) == 1:
+        joined = np.where(target == 0, np.resize(given, len(target)), target)
+        if first.attributes.get_int("allowzero", 0) == 1 or np.count_nonzero(joined == -1) > 1:
             return False
+        node.replace_input_with(1, new_initializer(node.graph, f"{node.name}.target", joined))
     return skip(node, first)
 
 

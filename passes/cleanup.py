@@ -89,9 +89,9 @@ def share_equals(model: ir.Model) -> None:
 
 
 def _share_weights(graph: ir.Graph) -> None:
-    """Let equal weights be one; few bytes of each tell most of them apart."""
+    """Let equal weights be one, by the shortest name; few bytes of each tell most of them apart."""
     known: dict[tuple[object, ...], list[ir.Value]] = {}
-    for value in list(graph.initializers.values()):
+    for value in sorted(graph.initializers.values(), key=lambda value: len(name_of(value))):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or _is_interface(value):
             continue

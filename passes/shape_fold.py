@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxslim_kd.access import bodies
-from onnxslim_kd.model import new_initializer
+from onnxslim_kd.model import name_of, new_initializer
 from onnxslim_kd.passes.branches import inline
 from onnxslim_kd.passes.shape_known import known
 from onnxslim_kd.passes.shape_rules import Known, Shape
@@ -98,8 +98,9 @@ def _replace(
         return False
     flat: Sequence[Number] = numbers.reshape(-1).tolist()
     if all(isinstance(n, int) for n in flat):
-        array = numbers.astype(output.dtype.numpy())
-        output.replace_all_uses_with(new_initializer(graph, f"{output.name}.known", array))
+        array, name = numbers.astype(output.dtype.numpy()), name_of(output)
+        output.name = f"{name}.computed"
+        output.replace_all_uses_with(new_initializer(graph, name, array))
         return True
     twin = first.setdefault((output.dtype, numbers.shape, *flat), output)
     if twin is not output:

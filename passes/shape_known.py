@@ -73,14 +73,14 @@ def _read_constant(found: Known, value: ir.Value) -> None:
     if tensor is None or value.dtype not in WHOLE:
         return
     shape = extents_of(tensor)
-    if len(shape) <= 1 and prod(shape) <= MOST:
+    if len(shape) <= 2 and prod(shape) <= MOST:
         found.number[value] = tensor.numpy().astype(object)
 
 
 def _follow(found: Known, node: ir.Node, versions: dict[str, int]) -> None:
     if not node.domain and node.op_type in NUMBERS:
         array = _compute(found, node)
-        if array is not None and array.ndim <= 1 and array.size <= MOST:
+        if array is not None and array.ndim <= 2 and array.size <= MOST:
             found.number[node.outputs[0]] = array
             found.shape[node.outputs[0]] = array.shape
             return

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from onnxslim_kd.folding import slice_index
 from onnxslim_kd.passes import dims
 from onnxslim_kd.passes.symbolic import (
     Number,
@@ -30,7 +31,7 @@ from onnxslim_kd.passes.symbolic import (
 
 Shape = tuple[Number, ...]
 Array = np.ndarray[Any, Any]
-"""Of `Number` objects, with 0 dimensions or 1."""
+"""Of `Number` objects, with at most two dimensions."""
 MOST = 64
 """Elements up to which numbers are followed: shapes, axes, starts and ends."""
 _END = 2**31 - 1
@@ -115,14 +116,12 @@ def _shape(node: ir.Node, x: Sequence[Array]) -> Array:
 
 
 def _gather(node: ir.Node, x: Sequence[Array]) -> Array:
-    return np.asarray(np.take(x[0], x[1].astype(np.int64)), object)
+    axis = node.attributes.get_int("axis", 0)
+    return np.asarray(np.take(x[0], x[1].astype(np.int64), axis), object)
 
 
 def _slice(node: ir.Node, x: Sequence[Array]) -> Array:
-    start, end, step = int(x[1][0]), int(x[2][0]), int(x[4][0]) if len(x) > 4 else 1
-    if step < 0:
-        raise ValueError("backwards")
-    return x[0][start:end:step]
+    return x[0][slice_index(x[0].ndim, x[1:])]
 
 
 def _reshape(node: ir.Node, x: Sequence[Array]) -> Array:
@@ -157,10 +156,19 @@ def _where(condition: Number, a: Number, b: Number) -> Number | None:
     return a if condition else b
 
 
+def _squeeze(node: ir.Node, x: Sequence[Array]) -> Array:
+    return np.asarray(np.squeeze(x[0], tuple(map(int, x[1])) if len(x) > 1 else None), object)
+
+
 def _unsqueeze(node: ir.Node, x: Sequence[Array]) -> Array:
-    if x[0].ndim or len(x[1]) != 1:
-        raise ValueError("more than one dimension")
-    return x[0].reshape(1)
+    return np.expand_dims(x[0], tuple(map(int, x[1])))
+
+
+def _range(node: ir.Node, x: Sequence[Array]) -> Array:
+    numbers = range(*(int(n.item()) for n in x))
+    if len(numbers) > MOST:
+        raise ValueError("too many")
+    return np.array(numbers, object)
 
 
 def _expand(node: ir.Node, x: Sequence[Array]) -> Array:
@@ -291,16 +299,18 @@ NUMBERS: dict[str, Callable[[ir.Node, Sequence[Array]], Array]] = {
     "Sub": _each(subtract),
     "Where": _each(_where),
     "Cast": _cast,
-    "Concat": lambda node, x: np.concatenate(x),
+    "Concat": lambda node, x: np.concatenate(x, node.attributes.get_int("axis") or 0),
     "ConstantOfShape": _fill,
     "Expand": _expand,
     "Gather": _gather,
     "Identity": lambda node, x: x[0],
+    "Range": _range,
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": lambda node, x: np.asarray(product(x[0]), object),
     "Slice": _slice,
-    "Squeeze": lambda node, x: x[0].reshape(()),
+    "Squeeze": _squeeze,
+    "Transpose": lambda node, x: np.transpose(x[0], node.attributes.get_ints("perm")),
     "Unsqueeze": _unsqueeze,
 }
 """Operators of shape arithmetic."""

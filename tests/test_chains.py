@@ -12,6 +12,12 @@ JOINED = {
         { a = Reshape(x, s) y = Reshape(a, t) }""",
         ["Reshape"],
     ),
+    "a reshape that copies what the first one computes": (
+        """g (float[N,4,8] x) => (float[P,32] y) <int64[4] s = {-1, 2, 2, 8},
+          int64[3] t = {0, 2, 16}, int64[2] u = {0, 32}>
+        { a = Reshape(x, s) b = Reshape(a, t) y = Reshape(b, u) }""",
+        ["Reshape"],
+    ),
     "a reshape behind a flatten": (
         """g (float[N,4,8] x) => (float[8,P] y) <int64[2] t = {8, -1}>
         { a = Flatten(x) y = Reshape(a, t) }""",

@@ -101,6 +101,21 @@ FOLDED = {
           i = Unsqueeze(n, first) j = Unsqueeze(m, first) a = Mul(i, four) b = Add(j, four) }""",
         ["Shape", "Gather", "Unsqueeze", "Mul", "Add"],
     ),
+    "pads that are turned around in two dimensions": (
+        """g (float[N,5,4] x) => (float[N,U,V] y) {
+          s = Shape(x) n = Gather(s, two) m = Mod(n, two) p = Sub(two, m) u = Unsqueeze(p, first)
+          c = Concat <axis = 0> (first, u, first, second, first, first)
+          pairs = Concat <axis = 0> (minus, third) a = Reshape(c, pairs)
+          b = Slice(a, minus, start, first, minus) t = Transpose <perm = [1, 0]> (b)
+          q = Reshape(t, minus) y = Pad(x, q) }""",
+        ["Pad"],
+    ),
+    "a range of a static dimension": (
+        """g (float[N,4] x) => (float[N,4] y) {
+          s = Shape(x) n = Gather(s, one) r = Range(zero, n, one) t = Unsqueeze(r, second)
+          e = Squeeze(t, second) f = Cast <to = 1> (e) y = Mul(x, f) }""",
+        ["Cast", "Mul"],
+    ),
     "a static dimension": (
         """g (float[N,4] x) => (float[N,4] y) {
           s = Shape(x) n = Gather(s, one) f = Cast <to = 1> (n) y = Mul(x, f) }""",
