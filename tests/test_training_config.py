@@ -26,6 +26,12 @@ from onnxslim_kd.training.schedules import Schedule
             {"epochs": 2, "cuts": [{"epoch": 2, "pattern": "a", "ratio": 0.5}]},
             "a cut after 2 epochs never comes: there are 2",
         ),
+        (
+            {"optimizer": {"nesterov": True, "momentum": 0}},
+            "'optimizer': nesterov needs a momentum",
+        ),
+        ({"optimizer": {"betas": [0.9, 1]}}, "'optimizer.betas.1': .* less than 1"),
+        ({"labels": {"start_epoch": 3, "end_epoch": 2}}, "it ends at epoch 2 and starts at 3"),
         ({"labels": {"mixup": 1, "cutmix": 1}}, "mixup and labels.cutmix exclude each other"),
         ({"schedule": {"kind": "piecewise"}}, "piecewise needs boundaries"),
         (

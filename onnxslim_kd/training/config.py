@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from onnxslim_kd.errors import UserError, near_misses
 from onnxslim_kd.training.schedules import Schedule
 
 Settings = TypeVar("Settings", bound=BaseModel)
+Part: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Strict(BaseModel):
@@ -24,13 +25,19 @@ class Optimizer(_Strict):
     lr: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[Part, Part] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     decay_vectors: bool = False
     """Whether norms and biases (parameters of rank 0 and 1) decay as well."""
     no_decay: tuple[str, ...] = ()
     """Patterns of more parameters that do not decay."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimizer":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class Group(_Strict):
@@ -38,18 +45,29 @@ class Group(_Strict):
 
     match: str
     lr_factor: float = Field(default=1.0, ge=0)
-    weight_decay: float | None = None
+    weight_decay: float | None = Field(default=None, ge=0)
 
 
-class Term(_Strict):
+class _Timed(_Strict):
+    start_epoch: int | None = Field(default=None, ge=0)
+    end_epoch: int | None = Field(default=None, ge=1)
+    """The first epoch without it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        start = self.start_epoch or 0
+        if self.end_epoch is not None and self.end_epoch <= start:
+            raise ValueError(f"it ends at epoch {self.end_epoch} and starts at {start}")
+        return self
+
+
+class Term(_Timed):
     """What to change about one loss term of the merged graph."""
 
     weight: float | None = None
-    start_epoch: int | None = Field(default=None, ge=0)
-    end_epoch: int | None = Field(default=None, ge=1)
 
 
-class Labels(_Strict):
+class Labels(_Timed):
     """The trainer's own loss on ground truth, besides the terms inside the graph."""
 
     weight: float | None = Field(default=None, ge=0)
@@ -60,8 +78,6 @@ class Labels(_Strict):
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
-    start_epoch: int = Field(default=0, ge=0)
-    end_epoch: int | None = Field(default=None, ge=1)
 
 
 class Sparsity(_Strict):

@@ -317,7 +317,7 @@ def _own_term(roles: Roles | None, labels: Labels) -> Term:
     weight = labels.weight
     if weight is None:
         weight = 1.0 if roles is None else 0.0
-    return Term(OWN, weight, labels.start_epoch, labels.end_epoch)
+    return Term(OWN, weight, labels.start_epoch or 0, labels.end_epoch)
 
 
 LOSSES = ("ce", "bce", "mse")
