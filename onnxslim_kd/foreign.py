@@ -46,7 +46,10 @@ def take_out(model: ir.Model) -> list[str]:
         stand_in = ir.Value(name=value.name, type=value.type, shape=value.shape)
         value.replace_all_uses_with(stand_in)
         graph.inputs.append(stand_in)
-    graph.remove(gone)
+    graph.remove(gone, safe=True)  # which also takes the nodes from the uses of what they read
+    for value in [v for v in graph.initializers.values() if not v.uses()]:
+        if not value.is_graph_output():
+            del graph.initializers[name_of(value)]
     return [name_of(v) for v in graph.outputs[len(kept) :]]
 
 

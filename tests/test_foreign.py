@@ -10,6 +10,7 @@ from tests.models import Case, proto
 
 ALL = Choice(pattern=".*", ratio=0.5, amount=Amount(round_to=1))
 WEIGHTS = "float[8,3,3,3] w1, float[8,8,1,1] w2, float[6,8,1,1] w3, float[4,6,1,1] w4"
+W5 = "float[64,64] w5"
 HEAD = "a = Conv(x, w1) b = Conv(a, w2) "
 
 
@@ -29,10 +30,13 @@ def left(done: api.Pruned) -> dict[str, tuple[int, ...]]:
 
 
 def test_behind_its_unknown_result_all_stays() -> None:
-    done = api.prune(model("c = Foreign(b) d = Conv(c, w3) y = Conv(d, w4)"), ALL)
+    done = api.prune(
+        model("c = Foreign(b, w5) d = Conv(c, w3) y = Conv(d, w4)", f"{WEIGHTS}, {W5}"), ALL
+    )
     assert left(done) == {
         "w1": (4, 3, 3, 3),
         "w2": (8, 4, 1, 1),
+        "w5": (64, 64),
         "w3": (6, 8, 1, 1),
         "w4": (4, 6, 1, 1),
     }
