@@ -278,6 +278,7 @@ def test_resize_agrees_with_pillow():
         ("crop=ax3", "preprocess step 'crop=ax3'"),
         ("normalize=0.5", "give imagenet, half or MEAN:STD"),
         ("normalize=0:0", "the deviations must be above 0"),
+        ("normalize=0:nan", "the deviations must be above 0"),
         ("gray=3", "it takes no value"),
         ("colour=1", "give a strength from 0 to below 1"),
         ("nhwc, flip", "flip must come before nhwc"),

@@ -258,7 +258,7 @@ def normalize(value: str) -> Step:
         raise ValueError(f"give {', '.join(NORMALS)} or MEAN:STD")
     mean = torch.tensor([float(part) for part in means.split("/")]).view(-1, 1, 1)
     std = torch.tensor([float(part) for part in stds.split("/")]).view(-1, 1, 1)
-    if bool((std <= 0).any()):
+    if not bool((std > 0).all()):  # nor NaN
         raise ValueError("the deviations must be above 0")
 
     def step(sample: Sample, _: Rng | None) -> Sample:

@@ -71,8 +71,7 @@ def export(
         if weights is not None:
             load_weights(module, weights)
         elif spec in ZOO:
-            (image,) = wanted.values()
-            calibrate(module, *image.shape[1:])
+            _calibrate(spec, module, *wanted.values())
         names = in_order(module, wanted)
         with positional(module, names):
             ordered = {name: wanted[name] for name in names}
@@ -120,6 +119,18 @@ def _inputs(spec: str, inputs: Mapping[str, Input | Sequence[int]] | None) -> di
         name: value if isinstance(value, Input) else Input(tuple(value))
         for name, value in inputs.items()
     }
+
+
+def _calibrate(spec: str, module: nn.Module, image: Input) -> None:
+    """Give an architecture of the zoo statistics, at the size that it will have."""
+    shape = "x".join(map(str, image.shape))
+    if len(image.shape) != 4:
+        raise UserError(f"{spec} takes an image such as 1x3x224x224, not {shape}")
+    try:
+        calibrate(module, *image.shape[1:])
+    except (RuntimeError, ValueError) as error:  # torch's, where sizes do not fit
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{spec} does not run on images of {shape}: {reason}") from error
 
 
 # ----------------------------------------------------------------------------- export
