@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -15,7 +16,7 @@ from onnxslim_kd import proof as proofs
 from onnxslim_kd import shapes as shape_sampling
 from onnxslim_kd.compare import Reference
 from onnxslim_kd.cost import Cost
-from onnxslim_kd.errors import ModelError, OnnxSlimError, PassError, UserError
+from onnxslim_kd.errors import ModelError, OnnxSlimError, PassError, UserError, insist_on
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import correct as correction
 from onnxslim_kd.passes import groups
@@ -60,6 +61,9 @@ class Reading:
     """The same, to apply to the result."""
     correct: Samples | None = None
     """Samples by which to correct the layers that lost inputs, after the cut."""
+
+    def __post_init__(self) -> None:
+        insist_on("attention", self.attention, get_args(Attention))
 
     @collection_paused()
     def analyse(self, source: model_io.ModelLike) -> Analysis:

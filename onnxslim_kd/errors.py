@@ -54,3 +54,14 @@ def near_misses(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """Return ``"; near misses: a, b"`` for the names close to ``name``, or ``""``."""
     found = get_close_matches(name, list(known), n=most, cutoff=0.5)
     return f"; near misses: {', '.join(found)}" if found else ""
+
+
+def insist_on(option: str, given: object, known: Iterable[str]) -> None:
+    """Refuse a word that is none of those an option knows.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    words = list(known)
+    if given not in words:
+        raise UserError(f"{option} {given!r} is not one of {', '.join(words)}")

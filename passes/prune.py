@@ -12,10 +12,11 @@ After:  ``Conv(W[32, 3, 3, 3]) -> BatchNormalization(32) -> Conv(W[128, 32, 3, 3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import get_args
 
 import numpy as np
 
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import UserError, insist_on
 from onnxslim_kd.memory import collection_paused
 from onnxslim_kd.passes import heads
 from onnxslim_kd.passes.channels import Ids
@@ -96,6 +97,9 @@ class Choice:
 
     def __post_init__(self) -> None:
         criterion(self.criterion, self.samples)
+        insist_on("group-score", self.group_score, get_args(GroupScore))
+        if self.allocation is not None:
+            insist_on("allocation", self.allocation, get_args(Allocation))
         if (self.pattern is None) == (not self.ratios):
             raise UserError("give either a pattern (with a ratio) or a ratio per parameter")
         for name, ratio in {"ratio": self.ratio, **(self.ratios or {})}.items():

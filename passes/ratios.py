@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import UserError, insist_on
 from onnxslim_kd.passes.channels import Ids
 from onnxslim_kd.passes.groups import Analysis, Parameter
 from onnxslim_kd.passes.importance import Criterion, Scores
@@ -54,6 +54,9 @@ class Amount:
     selector: Selector = "share"
     """``share``: that share of the units; ``energy``: the units below the threshold at which the
     squared scores sum to that share (PaddleSlim's optimal_threshold)."""
+
+    def __post_init__(self) -> None:
+        insist_on("selector", self.selector, get_args(Selector))
 
     def removed(self, candidate: Candidate, ratio: float) -> Ids:
         """Return the components of ``candidate`` that go for ``ratio``."""

@@ -1,11 +1,13 @@
 """What real models taught: each a small graph that once was refused, tied too widely, or wrong."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from onnxslim_kd import Amount, Choice, Reading, api
 from onnxslim_kd.cost import cost
-from onnxslim_kd.errors import ModelError, NotFoundError
+from onnxslim_kd.errors import ModelError, NotFoundError, UserError
 from onnxslim_kd.passes.channels import Attention
 from tests.models import Case, build
 
@@ -351,3 +353,19 @@ def test_a_static_model_says_all_its_shapes_after_the_cut() -> None:
     shape = {v.name: v.shape for node in done.model.graph for v in node.outputs}
     assert shape["a"] == shape["b"] == shape["r"] == [1, 2, 4, 4]
     assert not isinstance(shape["y"][0], int)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Choice(pattern="w", group_score="median"), "group-score 'median' is not one of"),
+        (lambda: Choice(pattern="w", allocation="fair"), "allocation 'fair' is not one of uniform"),
+        (lambda: Amount(selector="half"), "selector 'half' is not one of share, energy"),
+        (lambda: Reading(attention="all"), "attention 'all' is not one of auto, heads, dims"),
+    ],
+)
+def test_a_word_that_is_none_of_those_known_is_refused(
+    make: Callable[[], object], text: str
+) -> None:
+    with pytest.raises(UserError, match=text):
+        make()
