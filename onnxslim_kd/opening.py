@@ -38,7 +38,7 @@ def read(
     """Return the graph as it is, and whether its shapes were inferred on the way.
 
     Args:
-        source: A path, proto or graph; an `onnx_ir.Model` is copied.
+        source: A path, proto or graph; a message or model is copied.
         infer: Whether to infer shapes, where that can be done on the message: it saves a round
             trip from the graph.
         operators: Filled with how often each operator stands in the source.
@@ -60,7 +60,9 @@ def read(
 
 def _proto_of(source: ModelLike) -> onnx.ModelProto:
     if isinstance(source, onnx.ModelProto):
-        return source
+        proto = onnx.ModelProto()
+        proto.CopyFrom(source)  # onnx-ir's tensors are views: a new name would reach the caller's
+        return proto
     import onnx_graphsurgeon as gs
 
     if isinstance(source, gs.Graph):

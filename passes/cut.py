@@ -166,7 +166,8 @@ def _slice_vector(graph: ir.Graph, value: ir.Value, uses: Sequence[tuple[Birth, 
     whole = uses[0][0].size
     if all(len(keep) == whole for _, keep in uses):
         return
-    if len(uses) == len(value.uses()) and len({keep.tobytes() for _, keep in uses}) == 1:
+    alike = len({keep.tobytes() for _, keep in uses}) == 1 and not value.is_graph_output()
+    if alike and len(uses) == len(value.uses()):
         _slice(value, {0: uses[0][1]})
         return
     clones: dict[bytes, ir.Value] = {}

@@ -141,17 +141,18 @@ def add_activation(model: ir.Model, activation: Activation) -> None:
     The classes are axis 1 of an image-shaped output (N, C, H, W), else the last axis.
 
     Raises:
-        UserError: An output already comes from such a node.
+        UserError: An output already comes from such a node, or is a single number or an input.
     """
     graph = model.graph
     operator = {"softmax": "Softmax", "sigmoid": "Sigmoid"}[activation]
     for index, value in enumerate(graph.outputs):
-        producer = value.producer()
-        if producer is not None and producer.op_type in ("Softmax", "Sigmoid"):
-            raise UserError(f"output {value.name!r} already comes from {producer.op_type}")
         if not is_float(value):
             continue
-        name = name_of(value)
+        producer, name = value.producer(), name_of(value)
+        if producer is None or value.shape == ():
+            raise UserError(f"output {name!r} holds no scores of classes: leave out {activation}")
+        if producer.op_type in ("Softmax", "Sigmoid"):
+            raise UserError(f"output {name!r} already comes from {producer.op_type}")
         value.name = f"{name}.logits"
         axis = 1 if has_rank(value) and len(value.shape or ()) == 4 else -1
         attributes = {"axis": axis} if operator == "Softmax" else {}

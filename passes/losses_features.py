@@ -19,9 +19,11 @@ def class_axis(value: ir.Value, axis: int | None) -> int:
     """Return the axis of the classes: 1 in maps [N, C, H, W], the last one in [N, C], [N, L, C].
 
     Raises:
-        UserError: ``axis`` is given and not one of the value's.
+        UserError: ``axis`` is given and not one of the value's, or it has none.
     """
     rank = len(dims(value))
+    if rank == 0:
+        raise UserError(f"{shown(value)} is a single number, which has no classes")
     if axis is None:
         return 1 if rank >= 4 else rank - 1
     if not -rank <= axis < rank:

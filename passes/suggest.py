@@ -11,7 +11,7 @@ from itertools import islice, pairwise, product
 
 import onnx_ir as ir
 
-from onnxslim_kd.errors import UserError
+from onnxslim_kd.errors import PassError, UserError
 from onnxslim_kd.model import OPSET, ModelLike, load, name_of
 from onnxslim_kd.passes import dims
 from onnxslim_kd.passes.losses import LOSSES, LossSpec, build
@@ -229,7 +229,7 @@ def _builds(kind: str, student: Sequence[Tap], teacher: Sequence[Tap], align: st
     options = {"align": align} if align is not None else {}
     try:
         build(Scope(graph, kind), LossSpec(kind, ours, theirs, options=options), *stand_ins)
-    except UserError:
+    except (UserError, PassError):
         return False
     return True
 

@@ -62,7 +62,7 @@ def walk(
     t.node = None
     for value in model.graph.outputs:
         if value.name not in free_outputs:
-            t.freeze(t.layout.get(value, ()), f"graph output {value.name}")
+            _keep(t, value, f"graph output {value.name}")
     return t
 
 

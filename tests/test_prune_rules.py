@@ -1,5 +1,7 @@
 """Every rule on a small model: the proof holds and the counts are right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -170,6 +172,20 @@ def test_the_macs_of_products_with_dots() -> None:
     )
     per_node = cost(build(case)).per_node
     assert list(per_node.values()) == [2 * 3 * 4 * 5 * 6, 2 * 3 * 4 * 6]
+
+
+def test_weights_that_are_outputs_stay() -> None:
+    case = Case(
+        "a = Conv(x, w1, w3) b = Relu(a) y = Conv(b, w2)",
+        "float[8,3,3,3] w1, float[4,8,3,3] w2, float[8] w3",
+        outputs="float[N,4,P,Q] y, float[4,8,3,3] w2, float[8] w3",
+    )
+    (refusal,) = api.plan(build(case), Choice(pattern="w1")).refused
+    assert refusal.reason == "graph output w2"
+    free = replace(case, outputs="float[N,4,P,Q] y, float[8] w3")
+    result = api.prune(build(free), Choice(pattern="w1", amount=Amount(round_to=1)))
+    assert result.model.graph.initializers["w3"].shape == [8]
+    assert result.model.graph.initializers["w2"].shape == [4, 4, 3, 3]
 
 
 def test_a_freed_output_loses_channels() -> None:

@@ -193,6 +193,24 @@ def test_without_verification_there_is_no_proof() -> None:
     assert len(done.model.graph) == 5
 
 
+def test_a_given_message_stays_as_it_is() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,3] x) => (float[N,3] y, int64[2] z) <int64[1] one = {1}>
+    { y = Relu(x) z = Concat<axis = 0>(one, one) }"""
+    given = onnx.parser.parse_model(text)
+    before = given.SerializeToString()
+    infer_prune(given)
+    assert given.SerializeToString() == before
+
+
+@pytest.mark.parametrize("output", ["float[N,3] x", "float s"])
+def test_what_holds_no_classes_gets_no_softmax(output: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,3] x) => ({output}) {{ y = Relu(x) s = ReduceMax<keepdims = 0>(y) }}"""
+    with pytest.raises(UserError, match="holds no scores of classes: leave out softmax"):
+        infer_prune(ir.from_onnx_text(text), activation="softmax")
+
+
 def test_what_the_converter_to_half_breaks_is_said() -> None:
     given = model.load(
         ir.from_onnx_text(

@@ -39,6 +39,14 @@ def test_what_is_suggested_can_be_merged():
     assert len(merged.graph.outputs) == len(found) + 2
 
 
+def test_a_number_for_the_whole_batch_is_passed_over():
+    source = HEADER.format(opset=17) + (
+        "s (float[N,4] x) => (float[N,3] y, float m) <float[4,3] w>"
+        " { y = MatMul(x, w)  m = ReduceMean<keepdims=0>(y) }"
+    )
+    assert {s.text for s in by_kind(text(source), text(source))["l2"]} >= {"l2:m=m"}
+
+
 def test_the_input_of_a_final_softmax_is_suggested():
     source = net()
     proto = HEADER.format(opset=17) + (
