@@ -198,7 +198,7 @@ def test_parse_input_refuses(text) -> None:
             "'floaty' is no type that torch and NumPy share; try float32 or int64",
         ),
         ("digits_cnn", {"inputs": {"a": (1, 1), "b": (1, 1)}}, UserError, "has one input, not 2"),
-        ("digits_cnn", {"inputs": {"image": (1, 64)}}, UserError, "takes an image .*, not 1x64"),
+        ("digits_cnn", {"inputs": {"image": (1, 64)}}, UserError, "takes an image such as"),
         ("digits_cnn", {"inputs": {"image": (1, 3, 8, 8)}}, UserError, "on images of 1x3x8x8: Gi"),
         (f"{HERE}:twins", {}, UserError, "name its inputs, for example --input image="),
         (f"{HERE}:repeats", {"inputs": {"x": (1, 3)}}, OperationError, "return every tensor once"),
