@@ -279,6 +279,10 @@ OTHERS = {
         ("calibrate", "net.onnx", "-o", "out.onnx", *GOOD, "--like", "net.onnx"),
         "the model has live BatchNormalization, which needs no --like",
     ),
+    "a plan that leads from nothing": (
+        ("calibrate", "net.onnx", "-o", "out.onnx", *GOOD, "--plan", "no.json"),
+        "the model has live BatchNormalization, which needs no --like or --plan",
+    ),
     "no file of names": (
         ("infer", "net.onnx", "0.png", "--labels", "no.txt"), "no.txt: cannot be read: No such",
     ),

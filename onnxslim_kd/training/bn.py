@@ -175,8 +175,10 @@ def calibrate(
         raise UserError("the data has no samples to measure on")
     roles = roles_io.read(model)
     if not wants_reinsertion("auto", student_of(model, roles)):
-        if like is not None:
-            raise UserError("the model has live BatchNormalization, which needs no --like")
+        if like is not None or plan is not None:
+            raise UserError(
+                "the model has live BatchNormalization, which needs no --like or --plan"
+            )
         return {"reestimated": len(reestimate(model, batches)), "corrected": 0}
     if like is None:
         raise UserError("the model has no BatchNormalization; give the original with --like")
