@@ -265,6 +265,8 @@ def float16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _onnxruntime() -> Any:
+    # From 1.31 on it reports use over the network, and keeps a file for that in the temp folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     ort.set_default_logger_severity(3)  # no warning storm on machines without a GPU

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from onnxslim_kd import machine
@@ -29,3 +32,11 @@ def test_systems_that_tell_less(monkeypatch):
     monkeypatch.delattr(machine.os, "getloadavg")
     monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
     assert machine.load_average() is None and machine.cores() >= 1
+
+
+def test_the_runtime_reports_to_nobody_and_leaves_no_file(tmp_path):
+    code = "from onnxslim_kd import runtime; runtime._onnxruntime()"
+    given = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment = given | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert list(tmp_path.iterdir()) == []
