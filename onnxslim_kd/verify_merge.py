@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from onnxslim_kd import roles
 from onnxslim_kd.access import RANDOM, bodies
-from onnxslim_kd.errors import ProofError, UserError
+from onnxslim_kd.compare import Reference
+from onnxslim_kd.errors import OperationError, ProofError, UserError
 from onnxslim_kd.model import ModelLike, load, name_of
 from onnxslim_kd.passes.join import Teachers
 from onnxslim_kd.probe import Probe, values_by_name
@@ -64,17 +65,41 @@ def verify_merge(
         raise UserError("this model was not made by merge: it records no roles")
     if not isinstance(teachers, Mapping):
         teachers = {record.teachers[0].name: teachers}
-    sizes = [choose_inputs(merged, given, 0) for given in shapes] or _two_sizes(merged)
+    models = {"": student, **{t.prefix: teachers[t.name] for t in record.teachers}}
+    sizes = [choose_inputs(merged, given, 0) for given in shapes]
+    try:
+        return _proven(merged, record, models, sizes or _two_sizes(merged), seed)
+    except OperationError:
+        if shapes:
+            raise
+    found = Reference.of(load(student)).shapes  # the student takes other sizes only
+    try:
+        sizes = [choose_inputs(merged, given, 0) for given in found]
+        return _proven(merged, record, models, sizes, seed)
+    except OperationError as error:
+        raise ProofError(
+            f"no input sizes were found that all models take; give them with --input"
+            f" NAME=1x3x224x224 (last: {error})"
+        ) from error
+
+
+def _proven(
+    merged: ir.Model,
+    record: roles.Roles,
+    models: Mapping[str, ModelLike],
+    sizes: Sequence[dict[str, Shape]],
+    seed: int,
+) -> Proof:
+    """Compare at these sizes with the models, which are given by their prefixes."""
     for size in sizes:
         size.update(_label_shapes(merged, record, size))
     runs = [_feeds(merged, record, size, seed) for size in sizes]
     _compute_fed(merged, record, runs)
     own_inputs = {name: name for name in record.student_inputs}
-    claims = _alone("the student", student, merged, ("", own_inputs), runs)
+    claims = _alone("the student", models[""], merged, ("", own_inputs), runs)
     for t in record.teachers:
-        claims += _alone(
-            f"teacher {t.name!r}", teachers[t.name], merged, (t.prefix, t.inputs), runs
-        )
+        title = f"teacher {t.name!r}"
+        claims += _alone(title, models[t.prefix], merged, (t.prefix, t.inputs), runs)
     terms = [*(term.output for term in record.terms), record.loss]
     got = _run_merged(merged, [*terms, *(claim.value for claim in claims)], runs)
     drawn = _random(merged)

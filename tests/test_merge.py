@@ -428,6 +428,30 @@ def test_the_proof_names_a_value_that_a_mask_has_filled():
         verify_merge(merged, student, student)
 
 
+def only_of(height):
+    return text(
+        HEADER.format(opset=17)
+        + f"""
+        net (float[N,1,H,48] x) => (float[N,M] y)
+        <int64[3] shape = {{0, {height}, 48}}> {{ r = Reshape(x, shape) y = Flatten(r) }}
+    """
+    )
+
+
+def test_the_proof_finds_sizes_that_the_models_take():
+    student = only_of(32)
+    merged = merge(student, student, ["l2:y=y"])
+    assert verify_merge(merged, student, student).sizes == ({"x": (3, 1, 32, 48)},)
+    student = only_of(33)
+    merged = merge(student, student, ["l2:y=y"])
+    with pytest.raises(
+        ProofError, match="with any of 10 input shapes tried; give one with --input"
+    ):
+        verify_merge(merged, student, student)
+    with pytest.raises(ProofError, match="no input sizes were found that all models take"):
+        verify_merge(merge(net(size="S"), net(size="S"), ["l2:y=y"]), net(size="S"), only_of(33))
+
+
 def test_the_proof_needs_a_merged_model():
     with pytest.raises(UserError, match="not made by merge"):
         verify_merge(net(), net(), net())
