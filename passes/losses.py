@@ -255,7 +255,7 @@ def _check_shapes(
 ) -> None:
     """Refuse shapes that cannot agree; what is not known is left to the run."""
     one, other = dims(pair[0]), dims(pair[1])
-    ranks = same == "batch" or len(one) == len(other)
+    ranks = bool(one and other) if same == "batch" else len(one) == len(other)
     axes = {"shape": range(len(one)), "map": (0, *range(2, len(one))), "batch": (0,)}[same]
     if ranks and all(None in (one[a], other[a]) or one[a] == other[a] for a in axes):
         return
