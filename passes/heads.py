@@ -5,6 +5,7 @@ After:  the same heads, each with fewer dimensions
 
 1. The walk tries heads everywhere. Where none of a layer's heads can go, a second walk tries the
    dimensions inside of them; it counts if more layers can then be cut than before.
+   Where no rule asked for these layers which of the two goes, it would be the same walk.
 2. What decides is the graph alone, and only that part of it: a plan is replayed in the same way.
 """
 
