@@ -315,19 +315,25 @@ def test_groups_have_their_own_settings():
 
 
 def test_weight_decay_leaves_norms_and_biases_alone_unless_told():
-    decayed = {}
-    for name, decay in (("spared", {}), ("all", {"decay_vectors": True})):
+    def start():
         model = classifier()
+        bias = model.graph.initializers["conv2_bias"]  # [8, 1, 1]
+        bias.const_value = ir.Tensor(np.ones((8, 1, 1), np.float32), name="conv2_bias")
+        return model
+
+    decayed, before = {}, numbers(start())
+    for name, decay in (("spared", {}), ("all", {"decay_vectors": True})):
+        model = start()
         settings = {"lr": 0.1, "weight_decay": 0.5, "no_decay": ["fc_w"], **decay}
         labels = {"loss": f"{__name__}:nothing_to_learn"}
         fit(model, epochs=1, optimizer=settings, labels=labels)
         decayed[name] = numbers(model)
-    start = numbers(classifier())
-    assert np.array_equal(decayed["spared"]["bn1_scale"], start["bn1_scale"])
-    assert decayed["all"]["bn1_scale"].sum() < start["bn1_scale"].sum()
-    assert np.array_equal(decayed["all"]["fc_weights"], start["fc_weights"])
+    for name in ("bn1_scale", "conv2_bias"):
+        assert np.array_equal(decayed["spared"][name], before[name])
+        assert decayed["all"][name].sum() < before[name].sum()
+    assert np.array_equal(decayed["all"]["fc_weights"], before["fc_weights"])
     size = np.abs(decayed["spared"]["conv1_weights"]).sum()
-    assert size < np.abs(start["conv1_weights"]).sum()
+    assert size < np.abs(before["conv1_weights"]).sum()
 
 
 def nothing_to_learn(outputs, entries):

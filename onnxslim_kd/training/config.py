@@ -29,7 +29,7 @@ class Optimizer(_Strict):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     decay_vectors: bool = False
-    """Whether norms and biases (parameters of rank 0 and 1) decay as well."""
+    """Whether norms and biases (vectors, [C, 1, 1] among them) decay as well."""
     no_decay: tuple[str, ...] = ()
     """Patterns of more parameters that do not decay."""
 

@@ -50,7 +50,7 @@ def build(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:
     for name, parameter in parameters.items():
         group = next((g for g, m in zip(config.groups, members, strict=True) if name in m), None)
         decay = settings.weight_decay
-        if name in excluded or (parameter.ndim <= 1 and not settings.decay_vectors):
+        if name in excluded or (_is_vector(parameter) and not settings.decay_vectors):
             decay = 0.0
         if group is not None and group.weight_decay is not None:
             decay = group.weight_decay
@@ -66,6 +66,11 @@ def build(parameters: Parameters, config: TrainConfig) -> torch.optim.Optimizer:
         for (factor, decay), names in found.items()
     ]
     return OPTIMIZERS[settings.name](groups, settings)
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Tell norms and biases, those shaped to broadcast ([C, 1, 1]) among them."""
+    return parameter.ndim <= 1 or (parameter.ndim > 2 and parameter.squeeze().ndim <= 1)
 
 
 def _sgd(groups: list[dict[str, Any]], settings: Optimizer) -> torch.optim.Optimizer:
