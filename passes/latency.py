@@ -168,6 +168,9 @@ def plan(analysis: Analysis, choice: prune.Choice, clock: Clock | None = None) -
     """
     _check(choice)
     ranked, refused, notes = prune.rank(analysis, choice)
+    if not ranked:  # there is nothing to measure
+        nothing = prune.mark(analysis, [])
+        return prune.describe(analysis, (), nothing, choice.criterion, refused=refused, notes=notes)
     clock = clock or this_machine(choice.device)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     search = Search(analysis, clock, shapes, choice.criterion)

@@ -78,6 +78,12 @@ def test_the_measured_ratio_holds(tmp_path: Path, target: float) -> None:
     assert measured == pytest.approx(target, rel=0.03)
 
 
+def test_where_nothing_can_go_nothing_is_measured(tmp_path: Path) -> None:
+    plan, _, machine = decided(tmp_path, 0.5, pattern="w4")
+    assert (plan.groups, [r.parameter for r in plan.refused]) == ((), ["w4"])
+    assert machine.calls == []
+
+
 @pytest.mark.parametrize("block", [4, 8, 16, 32])
 def test_widths_land_on_the_edges_of_the_staircase(tmp_path: Path, block: int) -> None:
     _, widths, machine = decided(tmp_path, 0.5, block=block)
