@@ -159,7 +159,8 @@ def _print_reached(plan: "Plan") -> None:
     if abs(asked - reached) > 0.005:
         why.append("groups are rounded to whole blocks of channels")
     if plan.refused:
-        why.append(f"{len(plan.refused)} parameters must stay")
+        number = len(plan.refused)
+        why.append(f"{number} parameter{'s' * (number != 1)} must stay")
     click.echo(text + (f" ({'; '.join(why)})." if why else "."))
 
 
