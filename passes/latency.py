@@ -168,9 +168,11 @@ def plan(analysis: Analysis, choice: prune.Choice, clock: Clock | None = None) -
     """
     _check(choice)
     ranked, refused, notes = prune.rank(analysis, choice)
-    if not ranked:  # there is nothing to measure
-        nothing = prune.mark(analysis, [])
-        return prune.describe(analysis, (), nothing, choice.criterion, refused=refused, notes=notes)
+    if not ranked:
+        notes.append("nothing of what was chosen can go: the target is not reached")
+        mask = prune.mark(analysis, [])
+        kind = choice.criterion
+        return prune.describe(analysis, (), mask, kind, refused=refused, notes=notes)
     clock = clock or this_machine(choice.device)
     shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     search = Search(analysis, clock, shapes, choice.criterion)
