@@ -1,5 +1,6 @@
 """onnxslim-kd prune."""
 
+import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -176,7 +177,7 @@ def _print_costs(rows: list[tuple[str, int, int]]) -> None:
 
 
 def _json(plan: "Plan", result: "Pruned | None") -> dict[str, Any]:
-    data: dict[str, Any] = {"plan": plan.model_dump(mode="json")}
+    data: dict[str, Any] = {"plan": json.loads(plan.model_dump_json())}  # infinite scores as text
     if result is not None:
         for name, cost in (("before", result.before), ("after", result.after)):
             data[name] = {"macs": cost.macs, "parameters": cost.parameters, "bytes": cost.bytes}

@@ -59,6 +59,20 @@ def test_json_plan_and_replay(model: Path, tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_scores_that_are_infinite_are_json(model: Path, tmp_path: Path) -> None:
+    parsed = onnx.load(model)
+    weight = next(i for i in parsed.graph.initializer if i.name == "w1")
+    array = onnx.numpy_helper.to_array(weight).copy()
+    array[1] = np.inf
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, "w1"))
+    onnx.save(parsed, model)
+    plan = tmp_path / "plan.json"
+    given = ("--pattern", "w1", "--dry-run", "--save-plan", plan, "--json", "--round-to", "1")
+    result = run("prune", model, *given)
+    json.loads(result.stdout, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert run("prune", model, "--plan", plan, "--dry-run").exit_code == 0
+
+
 def test_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = run("prune", model, "--pattern", "w", "--dry-run")
