@@ -168,13 +168,13 @@ def plan(analysis: Analysis, choice: prune.Choice, clock: Clock | None = None) -
     """
     _check(choice)
     ranked, refused, notes = prune.rank(analysis, choice)
+    shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     if not ranked:
         notes.append("nothing of what was chosen can go: the target is not reached")
         mask = prune.mark(analysis, [])
         kind = choice.criterion
         return prune.describe(analysis, (), mask, kind, refused=refused, notes=notes)
     clock = clock or this_machine(choice.device)
-    shapes = workloads(analysis.model, [analysis.given] if analysis.given else ())[0].shapes
     search = Search(analysis, clock, shapes, choice.criterion)
     course = survey(analysis, ranked, clock, shapes)
     on = f"{choice.device.provider}, threads: {choice.device.setting.threads}"
