@@ -29,6 +29,7 @@ from onnxslim_kd.passes.prune import Choice
 from onnxslim_kd.plans import Plan
 from onnxslim_kd.samples import Samples
 from onnxslim_kd.shapes import Shapes
+from onnxslim_kd.silencing import silence
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _carry_out(
     removed = pruning.removed_by(analysis, decided)
     model = analysis.model
     interface = proofs.interface(model)
-    silenced = proofs.silence(analysis, removed) if verify else None
+    silenced = silence(analysis, removed) if verify else None
     original = model.clone() if samples is not None else None
     layers = correction.layers(analysis, removed) if samples is not None else []
     with proofs.blaming(silenced):
@@ -250,5 +251,5 @@ def verify(original: model_io.ModelLike, decided: Plan, pruned: model_io.ModelLi
         ProofError: It is not.
     """
     analysis = inspect(original, _reading_of(decided, None))
-    silenced = proofs.silence(analysis, pruning.removed_by(analysis, decided))
+    silenced = silence(analysis, pruning.removed_by(analysis, decided))
     return proofs.prove(silenced, model_io.load(pruned))
