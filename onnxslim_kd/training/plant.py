@@ -81,7 +81,7 @@ class Plant:
         Raises:
             OperationError: There are too few, and sync_bn waits for this process's part.
         """
-        self._check_missing(batch)
+        self._check_enough(batch)
         if len(batch) == 0:
             return
         check_batch(batch, self.objective.classes)
@@ -97,9 +97,9 @@ class Plant:
             own = {name: tensor[rows] for name, tensor in entries.items()}
             yield Piece(held, own, mix, len(numbers) / len(batch))
 
-    def _check_missing(self, batch: Batch) -> None:
+    def _check_enough(self, batch: Batch) -> None:
         """Refuse fewer samples than pieces: the other processes would wait for sums over all."""
-        needed = self.config.accumulate
+        needed = min(self.config.accumulate, self.config.batch_size // self.world.size)
         if self.config.sync_bn and self.world.size > 1 and len(batch) < needed:
             raise OperationError(
                 f"process {self.world.rank} can read {len(batch)} samples of a batch, and sync_bn"
