@@ -10,6 +10,8 @@ import mmap
 Buffer = memoryview | mmap.mmap
 VARINT, LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
+LONGEST = 10
+"""Bytes of a number of 64 bits."""
 
 
 def field(data: Buffer, position: int) -> tuple[int, int, int]:
@@ -17,7 +19,7 @@ def field(data: Buffer, position: int) -> tuple[int, int, int]:
 
     Raises:
         IndexError: The data ends inside of the field's head.
-        ValueError: Here is no field.
+        ValueError: Here is no field, or a number in it does not end.
     """
     tag, body = _decoded(data, position)
     form = tag & 7
@@ -38,14 +40,13 @@ def _decoded(data: Buffer, position: int) -> tuple[int, int]:
     if value < 0x80:
         return value, position
     value &= 0x7F
-    shift = 7
-    while True:
+    for shift in range(7, 7 * LONGEST, 7):
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-        shift += 7
+    raise ValueError(f"byte {position} is within a number of more than {LONGEST} bytes")
 
 
 def varint(value: int) -> bytes:

@@ -146,3 +146,10 @@ def test_a_location_that_is_written_out(tmp_path):
     held = loaded.graph.initializers["w"].const_value
     assert held is not None
     np.testing.assert_array_equal(held.numpy(), numpy_helper.to_array(weight))
+
+
+def test_a_number_without_an_end_is_refused_at_once(tmp_path) -> None:
+    path = tmp_path / "noise.onnx"
+    path.write_bytes(b"\x0a" + b"\xff" * 2_000_000)
+    with pytest.raises(ModelError, match="a number of more than 10 bytes"):
+        load(path)
