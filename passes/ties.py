@@ -63,16 +63,29 @@ def walk(
     for value in model.graph.outputs:
         if value.name not in free_outputs:
             _keep(t, value, f"graph output {value.name}")
+            for counted in _counted(t, value):
+                _keep(t, counted, f"graph output {value.name} counts it")
     return t
+
+
+def _counted(t: Channels, value: ir.Value) -> Iterator[ir.Value]:
+    """The values whose sizes a whole number is computed from, such as a graph output."""
+    ahead = [value]
+    for number in ahead:  # grows while it is walked
+        node = number.producer() if _is_count(t, number) else None
+        if node is not None and node.op_type in ("Shape", "Size"):
+            yield from (v for v in node.inputs if v is not None)
+        elif node is not None:
+            ahead += [v for v in node.inputs if v is not None and v not in ahead]
+
+
+def _is_count(t: Channels, value: ir.Value) -> bool:
+    return value in t.shapes.number and t.shapes.number[value].dtype.kind in "iub"
 
 
 def _is_arithmetic(t: Channels, node: ir.Node) -> bool:
     """Tell whether a node only computes shapes: whole numbers that are known already."""
-    return all(
-        value in t.shapes.number and t.shapes.number[value].dtype.kind in "iub"
-        for value in node.outputs
-        if value.name
-    )
+    return all(_is_count(t, value) for value in node.outputs if value.name)
 
 
 def _apply(t: Channels, node: ir.Node) -> None:
@@ -203,6 +216,12 @@ def _ignore(t: Channels, node: ir.Node) -> None:
     """Shape, Size, Constant, Range, ...: nothing that is cut comes out."""
 
 
+def _non_zero(t: Channels, node: ir.Node) -> None:
+    """NonZero: positions, which nothing may shift."""
+    for value in node.inputs:
+        t.freeze(t.layout.get(value, ()) if value is not None else (), "its positions are counted")
+
+
 _UNARY = """
 Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu
 Erf Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal
@@ -223,7 +242,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("MaxRoiPool", "RoiAlign"), space.regions),
     "GridSample": space.grid_sample,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape.reshape),
-    **dict.fromkeys(("Shape", "Size", "Constant", "Range", "EyeLike", "NonZero"), _ignore),
+    **dict.fromkeys(("Shape", "Size", "Constant", "Range", "EyeLike"), _ignore),
+    "NonZero": _non_zero,
     # sums over zeroed channels are what removal gives; the others run over the survivors
     **dict.fromkeys(
         ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"), pointwise.reduce(exact=True)

@@ -12,8 +12,9 @@ def spatial(t: Channels, node: ir.Node) -> None:
     size = [1, 1, *(node.attributes.get_ints("kernel_shape") or x.shape[2:])]
     passes = {a for a, n in enumerate(size) if n == 1 and x.shape[a] == out[a]}
     t.freeze([b for b in x.layout if set(b.axes) - passes], "a spatial axis is computed over")
-    for index in range(len(node.outputs)):
-        t.set(index, [b for b in x.layout if passes.issuperset(b.axes)])
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+        t.freeze(x.layout, "its positions are counted")  # over all channels
+    t.set(0, [b for b in x.layout if passes.issuperset(b.axes)])
 
 
 def grid_sample(t: Channels, node: ir.Node) -> None:

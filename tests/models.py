@@ -385,6 +385,25 @@ MODELS: dict[str, Case] = {
         outputs="float[N,5,4] y",
         units={"w1": 8, "w2": 0},
     ),
+    "positions-of-pooling": between(
+        "m, i = MaxPool<kernel_shape=[2,2]>(h) f = Cast<to=1>(i) g2 = Sigmoid(f) t = Mul(m, g2)",
+        units={"w1": 0},
+    ),
+    "positions-of-non-zeros": Case(
+        "h = MatMul(x, w1) n = NonZero(h) f = Cast<to=1>(n) s = ReduceSum<keepdims=0>(f)"
+        " t = Mul(h, s) y = MatMul(t, w2)",
+        "float[6,8] w1, float[8,4] w2",
+        inputs="float[5,6] x",
+        outputs="float[5,4] y",
+        units={"w1": 0},
+    ),
+    "count-as-output": Case(
+        "h = Conv(x, w1) s = Shape(h) i = Constant<value_int=1>() n = Gather(s, i)"
+        " y = Conv(h, w2) z = Conv(x, w3) u = Conv(z, w4)",
+        "float[8,3,1,1] w1, float[4,8,1,1] w2, float[6,3,1,1] w3, float[2,6,1,1] w4",
+        outputs="float[N,4,8,8] y, int64 n, float[N,2,8,8] u",
+        units={"w1": 0, "w3": 6},
+    ),
     "gemm-weight-first": Case(
         "a = Gemm<transA=1,transB=1>(w1, x, w2) b = Relu(a) y = Gemm<transA=1>(w3, b)",
         "float[6,8] w1, float[8,1] w2, float[8,4] w3",
