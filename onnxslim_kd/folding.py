@@ -63,7 +63,8 @@ def _squeeze(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
 
 
 def _reshape(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
-    target = [x[0].shape[i] if t == 0 else int(t) for i, t in enumerate(x[1])]
+    copies = not node.attributes.get_int("allowzero", 0)
+    target = [x[0].shape[i] if t == 0 and copies else int(t) for i, t in enumerate(x[1])]
     return [x[0].reshape(target)]
 
 
@@ -74,7 +75,8 @@ def _cast(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
 
 def _div(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
     if x[0].dtype.kind in "iu":  # C division: towards zero
-        return [np.trunc(np.true_divide(x[0], x[1])).astype(x[0].dtype)]
+        whole, rest = np.divmod(x[0], x[1])
+        return [whole + ((rest != 0) & ((x[0] < 0) != (x[1] < 0)))]
     return [x[0] / x[1]]
 
 
@@ -100,9 +102,11 @@ def _expand(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
 
 def _reduce(function: Callable[..., Any]) -> Fold:
     def rule(node: ir.Node, x: Sequence[Array]) -> Sequence[Array]:
-        axes = tuple(int(a) for a in x[1]) if len(x) > 1 else node.attributes.get_ints("axes")
+        given = x[1].tolist() if len(x) > 1 else node.attributes.get_ints("axes")
+        if not given and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+            return [x[0]]
         keep = bool(node.attributes.get_int("keepdims", 1))
-        return [function(x[0], axis=None if axes is None else tuple(axes), keepdims=keep)]
+        return [function(x[0], axis=tuple(given) if given else None, keepdims=keep)]
 
     return rule
 
