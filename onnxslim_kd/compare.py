@@ -238,25 +238,6 @@ class Reference:
         return None
 
 
-def outputs_differ(
-    first: ir.Model, second: Runnable, feeds: Sequence[Feeds] = (), *, tolerance: float = TOLERANCE
-) -> str | None:
-    """Return what differs between the outputs of two models, or None.
-
-    Args:
-        first: The reference.
-        second: The model to hold against it, with the same names of inputs and outputs.
-        feeds: Inputs; without any, `Reference.of` makes them.
-        tolerance: Largest difference over the reference's largest magnitude, for each output.
-    """
-    if feeds:
-        session = Session(first, optimise=False)
-        reference = Reference(tuple(feeds), tuple(session.run(feed) for feed in feeds))
-    else:
-        reference = Reference.of(first)
-    return reference.differs(second, tolerance=tolerance)
-
-
 def tolerance_of(model: ir.Model) -> float:
     """Return by how much outputs may differ, by the types that ``model`` computes in."""
     values = ir.convenience.create_value_mapping(model.graph).values()

@@ -3,10 +3,10 @@ import onnx_ir as ir
 import pytest
 from test_fold import filled
 
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.passes.batchnorm import bare_convolutions, channel_statistics, fold, reinsert
 from onnxslim_kd.runtime import Session
+from tests.same import outputs_differ
 
 NET = """g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] b, float[6,4,3,3] v, float[2,6,1,1] h)
     => (float[N,2,8,8] y) {

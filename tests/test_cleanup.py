@@ -2,10 +2,10 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import model
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.cleanup import STEPS, remove_identities, share_equals
 from onnxslim_kd.passes.gate import size
 from onnxslim_kd.passes.simplify import fuse_hard_swish, merge_slices, unflatten_softmax
+from tests.same import outputs_differ
 
 HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
 IDENTITIES = {

@@ -3,10 +3,11 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import compare, model
-from onnxslim_kd.compare import Reference, difference, outputs_differ, sample_shapes
+from onnxslim_kd.compare import Reference, difference, sample_shapes
 from onnxslim_kd.errors import ProofError, UserError
 from onnxslim_kd.passes.strip import infer_prune
 from onnxslim_kd.shapes import choose_inputs
+from tests.same import outputs_differ
 
 RELU = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, H, W] x, float[N, 8] z) => (float[N, 3, H, W] y) { y = Relu(x) }"""

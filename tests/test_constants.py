@@ -2,8 +2,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import model
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.constants import fold_constants
+from tests.same import outputs_differ
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 WEIGHT = "{" + ", ".join(str(i / 7) for i in range(400)) + "}"

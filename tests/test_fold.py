@@ -3,8 +3,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import model
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.fold import fold, fold_scales
+from tests.same import outputs_differ
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 BN = "scale, bias, mean, var"

@@ -2,9 +2,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import model
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.cleanup import remove_dead
 from onnxslim_kd.passes.fusions import fuse
+from tests.same import outputs_differ
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}]>\n'
 NORM = """m = ReduceMean <axes = [-1], keepdims = 1> (x) d = Sub(x, m) p = Pow(d, two)

@@ -1,8 +1,8 @@
 import onnx_ir as ir
 from test_compare import RELU, load
 
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes.gate import Step, apply, size
+from tests.same import outputs_differ
 
 
 def shorten(model: ir.Model) -> None:

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import load, save
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.errors import ModelError, UserError
 from tests.models import MODELS, Case, proto
+from tests.same import outputs_differ
 
 SMALL = Case(
     "a = MatMul(x, w1) y = Relu(a)", "float[6,8] w1", "float[N,6] x", "float[N,8] y", opset=17

@@ -2,7 +2,6 @@ import onnx_ir as ir
 import pytest
 
 from onnxslim_kd import model, node_shapes
-from onnxslim_kd.compare import outputs_differ
 from onnxslim_kd.passes import symbolic
 from onnxslim_kd.passes.cleanup import remove_dead
 from onnxslim_kd.passes.gate import size
@@ -20,6 +19,7 @@ from onnxslim_kd.passes.symbolic import (
 )
 from onnxslim_kd.shapes import sample
 from tests.models import MODELS, build
+from tests.same import outputs_differ
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\n'
 B, S = symbolic.symbol("b"), symbolic.symbol("s")
