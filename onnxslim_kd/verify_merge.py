@@ -69,14 +69,16 @@ def verify_merge(
     sizes = [choose_inputs(merged, given, 0) for given in shapes]
     try:
         return _proven(merged, record, models, sizes or _two_sizes(merged), seed)
-    except OperationError:
-        if shapes:
+    except OperationError as error:
+        if shapes or isinstance(error, ProofError):
             raise
     found = Reference.of(load(student)).shapes  # the student takes other sizes only
     try:
         sizes = [choose_inputs(merged, given, 0) for given in found]
         return _proven(merged, record, models, sizes, seed)
     except OperationError as error:
+        if isinstance(error, ProofError):
+            raise
         raise ProofError(
             f"no input sizes were found that all models take; give them with --input"
             f" NAME=1x3x224x224 (last: {error})"

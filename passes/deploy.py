@@ -14,6 +14,7 @@ from onnxslim_kd.access import is_float
 from onnxslim_kd.errors import NotFoundError, PassError, UserError, near_misses
 from onnxslim_kd.model import constant, has_rank, infer_shapes, name_of
 from onnxslim_kd.passes import dims
+from onnxslim_kd.passes.standardise import is_training, standardise
 from onnxslim_kd.roles import Roles, Teacher
 
 Activation = Literal["softmax", "sigmoid"]
@@ -120,9 +121,9 @@ def keep_inputs(model: ir.Model, names: Sequence[str] | None) -> None:
 def to_inference(model: ir.Model) -> int:
     """Switch BatchNormalization and Dropout from training to inference; return how many were."""
     switched = 0
+    standardise(model.graph)
     for node in model.graph.all_nodes():
-        training = node.attributes.get_int("training_mode", 0)
-        if node.op_type == "BatchNormalization" and training:
+        if is_training(node):
             if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
                 continue  # the statistics themselves are asked for
             node.attributes["training_mode"] = ir.AttrInt64("training_mode", 0)

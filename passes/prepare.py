@@ -9,6 +9,7 @@ from onnxslim_kd.compare import Reference, tolerance_of
 from onnxslim_kd.contrib import as_matrices
 from onnxslim_kd.errors import ModelError, OperationError, ProofError
 from onnxslim_kd.passes.branches import inline_branches
+from onnxslim_kd.passes.standardise import standardise
 from onnxslim_kd.passes.unfuse import unfuse
 
 _STEPS = 0.1
@@ -25,6 +26,7 @@ def prepare(model: ir.Model) -> tuple[str, ...]:
     """
     notes = []
     as_matrices(model)
+    standardise(model.graph)
     inlined = inline_branches(model)
     if inlined:
         notes.append(f"{inlined} If whose condition never changes: the branch taken was inlined")

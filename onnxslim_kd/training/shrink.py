@@ -122,7 +122,7 @@ class GroupSparsity:
             others = [dim for dim in range(parameter.ndim) if dim != axis]
             squares = parameter.square().sum(others) if others else parameter.square()
             counted = slots >= 0
-            total.index_add_(0, slots[counted], squares[counted])
+            total.index_add_(0, slots[counted], squares[counted].float())
         return total.sqrt()
 
 
