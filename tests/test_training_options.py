@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
-from training_models import classifier, pair
+from training_models import build, classifier, pair
 
 from onnxslim_kd.errors import UserError
 from onnxslim_kd.training import config as configs
@@ -81,3 +83,18 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(own):
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == [own or "20000", "False"]
+
+
+def test_mixed_precision_needs_weights_in_full_precision():
+    half = build(
+        "y = Gemm<transB=1>(image, fc)", "float[N,4] image", "float[N,3] y", {"fc": (3, 4)}
+    )
+    weight = half.graph.initializers["fc"]
+    weight.const_value = ir.Tensor(weight.const_value.numpy().astype(np.float16), name="fc")
+    weight.dtype = half.graph.inputs[0].dtype = ir.DataType.FLOAT16
+    half.graph.outputs[0].dtype = ir.DataType.FLOAT16
+    config = configs.parse({"data": "random?size=8", "batch_size": 4, "amp": "bf16", "epochs": 1})
+    with pytest.raises(
+        UserError, match=r"amp bf16 is for weights in float32, and 'fc' is in float16"
+    ):
+        engine.train(half, config)

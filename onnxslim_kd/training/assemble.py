@@ -67,6 +67,7 @@ def assemble(model: ir.Model, config: TrainConfig, world: World, speak: Speak) -
         if held is not None:
             check_labels(held.source, objective.classes)
     selection = select(model, roles, config)
+    _check_amp(selection, model, config)
     parts = None if config.mutual else split(model, teacher_prefixes(roles))
     lowered = _lowered(parts.rest if parts else model, objective, selection, config)
     teacher = _teacher(parts, config, world, len(loader.source)) if parts else None
@@ -101,6 +102,19 @@ def _check(config: TrainConfig, roles: roles_io.Roles | None, world: World) -> N
     for setting in ("mutual", "cache_teacher") if not teacher_prefixes(roles) else ():
         if getattr(config, setting):
             raise UserError(f"{setting} needs a merged model with a teacher; this one has none")
+
+
+def _check_amp(selection: Selection, model: ir.Model, config: TrainConfig) -> None:
+    """Refuse mixed precision for weights that have no more digits than it."""
+    if config.amp == "none":
+        return
+    for name in selection.trained:
+        weight = model.graph.initializers.get(name)
+        if weight is not None and weight.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            raise UserError(
+                f"amp {config.amp} is for weights in float32, and {name!r} is in"
+                f" {weight.dtype.name.lower()} already; leave amp out"
+            )
 
 
 def _free(model: ir.Model, config: TrainConfig, world: World) -> ir.Model:
