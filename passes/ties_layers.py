@@ -155,9 +155,7 @@ def gemm(t: Channels, node: ir.Node) -> None:
     t.same(t.ids(a, ka), t.ids(b, kb), f"{a.name} and {b.name} are multiplied along it")
     t.consume((0, ka), (1, kb))
     rows, columns = t.ids(a, na), t.ids(b, nb)
-    for operand, ids in ((b, columns), (a, rows)):
-        if _from_weight(operand):
-            t.produce(ids)
+    t.produce(rows if _from_weight(a) and not _from_weight(b) else columns)
     layout = [Block((i,), ids) for i, ids in enumerate((rows, columns)) if ids is not None]
     out = t.out_shape()
     operands = [Operand(node.outputs[0], tuple(layout), out, constant=False)]

@@ -112,13 +112,22 @@ def test_strings_are_fed_as_text(tmp_path):
         workloads(model)
 
 
-def test_inputs_that_cannot_be_made():
+def test_inputs_that_cannot_be_made(monkeypatch):
     sequence = text("(seq(float[N]) x) => (float[M] y) { y = ConcatFromSequence<axis=0>(x) }")
     with pytest.raises(UserError, match="input x is no tensor, and nothing else can be fed"):
         workloads(sequence)
     huge = (2**20, 3, 2**14, 2**14)
-    with pytest.raises(UserError, match="inputs of this size do not fit into memory: image 10485"):
+    with pytest.raises(
+        UserError, match=r"image of shape \[10485\d+, 3, .* too large to be made up"
+    ):
         workloads(FREE, [{"image": huge, "size": (1, 2)}])
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(runtime, "random_feeds", full)
+    with pytest.raises(UserError, match="inputs of this size do not fit into memory: image 9x3x"):
+        workloads(FREE, [{"image": (9, 3, 8, 8), "size": (1, 2)}])
 
 
 def test_an_input_that_is_empty_by_itself():
