@@ -25,6 +25,7 @@ lint: setup ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy benchmarks/*.py
 
 test: lint ## everything that must hold before a change lands: linters, types, tests
 	$(PY) -m pytest $(PYTEST_ARGS)

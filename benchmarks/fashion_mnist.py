@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,13 @@ def run(place: Place, shares: list[float]) -> Iterator[dict[str, Any]]:
     place.stage("folded", lambda: folded(place))
     for share in shares:
         cuts = {
-            kind: place.stage(f"{kind}-{share:g}", lambda k=kind, r=share: cut(place, k, r))
+            kind: place.stage(f"{kind}-{share:g}", partial(cut, place, kind, share))
             for kind in CUTS
         }
         for way, (work, kind) in WAYS.items():
             name = stage_of(way, share)
-            record = place.stage(name, lambda w=work, r=share, n=name: w(place, r, n))
-            record |= place.stage(f"{name}-deployed", lambda n=name: deploy(place, n))
+            record = place.stage(name, partial(work, place, share, name))
+            record |= place.stage(f"{name}-deployed", partial(deploy, place, name))
             yield {
                 "net": place.net,
                 "share": share,

@@ -26,9 +26,11 @@ def module(net: nn.Module, weights: Mapping[str, np.ndarray[Any, Any]]) -> nn.Mo
     net.load_state_dict(state, strict=False)
     own = net.fc if hasattr(net, "fc") else net.fc6
     assert isinstance(own, nn.Sequential)
-    rows, columns = own[2].weight.shape  # (inputs, outputs): a layer that the pruner knows
-    linear = nn.Linear(rows, columns)
-    linear.load_state_dict({"weight": own[2].weight.detach().T, "bias": own[2].bias.detach()})
+    matrix, bias = own[2].weight, own[2].bias
+    assert isinstance(matrix, Tensor)
+    assert isinstance(bias, Tensor)
+    linear = nn.Linear(*matrix.shape)  # (inputs, outputs): a layer that the pruner knows
+    linear.load_state_dict({"weight": matrix.detach().T, "bias": bias.detach()})
     own[2] = linear
     return net.eval()
 
@@ -93,7 +95,7 @@ def distil(
         kl = F.kl_div(logs, target, reduction="batchmean", log_target=True)
         loss = F.cross_entropy(scores, labels) + temperature**2 * kl
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 

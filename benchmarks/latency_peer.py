@@ -48,6 +48,13 @@ def cut(name: str, ratio: float, path: Path) -> ir.Model:
     blocks.calibrate(net, *SIZE)  # an uncalibrated net computes with denormals, which takes longer
     with warnings.catch_warnings():  # of the exporter that keeps to opset 17
         warnings.simplefilter("ignore")
-        names = {"input_names": ["image"], "output_names": ["logits"]}
-        torch.onnx.export(net, (example,), str(path), dynamo=False, opset_version=17, **names)
+        torch.onnx.export(
+            net,
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            output_names=["logits"],
+        )
     return model_io.load(path)

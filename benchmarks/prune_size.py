@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def memory(folder: Path, claims: list[Claim], rows: list[dict[str, Any]]) -> Non
     took, peak = command(source, target)
     for file in folder.glob("cut.onnx*"):
         file.unlink()
-    outside = {"save_as_external_data": True, "location": "copy.data"}
+    outside: dict[str, Any] = {"save_as_external_data": True, "location": "copy.data"}
     copying = seconds(lambda: onnx.save(onnx.load(source), copy_, **outside))
     rows.append(
         {"part": "c", "bytes": size, "peak_bytes": peak, "seconds": took, "copy_s": copying}
@@ -121,7 +122,7 @@ def nodes(claims: list[Claim], rows: list[dict[str, Any]]) -> None:
     for count in NODES:
         model = model_io.load(chain(count))
         copies = model.clone(), model.clone()  # a cut is in place; to copy is onnx-ir's own work
-        times.append(min(seconds(lambda m=copy_: decide_and_cut(m)) for copy_ in copies))
+        times.append(min(seconds(partial(decide_and_cut, copy_)) for copy_ in copies))
         rows.append({"part": "d", "nodes": count, "seconds": times[-1]})
         print(rows[-1], flush=True)
     exponent = float(np.polyfit(np.log(NODES), np.log(times), 1)[0])

@@ -86,7 +86,8 @@ def modules(*, quick: bool) -> dict[str, nn.Module]:
 def vit_b() -> nn.Module:
     import transformers
 
-    config = transformers.ViTConfig(num_labels=1000, attn_implementation="eager")
+    options: dict[str, Any] = {"num_labels": 1000, "attn_implementation": "eager"}
+    config = transformers.ViTConfig(**options)
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -94,7 +95,8 @@ def vit_b() -> nn.Module:
             self.vit = transformers.ViTForImageClassification(config)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.vit(x).logits
+            logits: Tensor = self.vit(x).logits
+            return logits
 
     return Logits()
 

@@ -1,5 +1,6 @@
 """Real models for strip.py: from installed packages, exported from transformers, and a folder's."""
 
+import importlib
 import math
 import sys
 from importlib.resources import files
@@ -57,7 +58,7 @@ def whole(source: Path, folder: Path) -> Path:
 def exported(folder: Path) -> list[Path]:
     """Small transformers with random weights, by both of torch's exporters."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import transformer_models
+    transformer_models = importlib.import_module("transformer_models")
 
     found = []
     for name in TRANSFORMERS:

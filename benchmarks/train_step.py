@@ -111,7 +111,10 @@ def native(pair: Pair, folder: Path) -> Step:
     teacher.eval()
     matrices = [p for p in student.parameters() if p.ndim > 1]
     vectors = [p for p in student.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": DECAY},
+        {"params": vectors},
+    ]
     optimizer = torch.optim.SGD(groups, LR, momentum=0.9)
 
     def step(number: int) -> float:
@@ -121,7 +124,7 @@ def native(pair: Pair, folder: Path) -> Step:
         logs = F.log_softmax(student(images) / TEMPERATURE, 1)
         loss = F.kl_div(logs, target, reduction="batchmean", log_target=True) * TEMPERATURE**2
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
 

@@ -17,7 +17,8 @@ class Attention(nn.Module):
         parts = self.qkv(x).reshape(n, length, 3, self.heads, width // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(n, length, width))
+        mixed: Tensor = self.out(y.transpose(1, 2).reshape(n, length, width))
+        return mixed
 
 
 class Block(nn.Module):
@@ -31,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        more: Tensor = self.mlp(self.norm2(x))
+        return x + more
 
 
 class ViT(nn.Module):
@@ -47,7 +49,8 @@ class ViT(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.embed(image).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
-        return self.head(self.norm(self.blocks(x))[:, 0])
+        scores: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+        return scores
 
 
 def student(side: int) -> nn.Module:

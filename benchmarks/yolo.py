@@ -24,7 +24,8 @@ class Bottleneck(nn.Module):
         self.add = add
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.convs(x) if self.add else self.convs(x)
+        y: Tensor = self.convs(x)
+        return x + y if self.add else y
 
 
 class C2f(nn.Module):
@@ -39,7 +40,8 @@ class C2f(nn.Module):
         parts = list(self.first(x).chunk(2, 1))
         for block in self.blocks:
             parts.append(block(parts[-1]))
-        return self.last(torch.cat(parts, 1))
+        joined: Tensor = self.last(torch.cat(parts, 1))
+        return joined
 
 
 class SPPF(nn.Module):
@@ -54,7 +56,8 @@ class SPPF(nn.Module):
         parts = [self.first(x)]
         for _ in range(3):
             parts.append(self.pool(parts[-1]))
-        return self.last(torch.cat(parts, 1))
+        joined: Tensor = self.last(torch.cat(parts, 1))
+        return joined
 
 
 class Head(nn.Module):
@@ -107,4 +110,5 @@ class Yolov8n(nn.Module):
         first = self.up2(torch.cat([self.up(lifted), small], 1))
         second = self.out1(torch.cat([self.down1(first), lifted], 1))
         third = self.out2(torch.cat([self.down2(second), deep], 1))
-        return self.head([first, second, third])
+        found: Tensor = self.head([first, second, third])
+        return found
