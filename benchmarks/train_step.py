@@ -306,7 +306,7 @@ def main() -> None:
     names = [name for name in PAIRS if arguments.only in (None, name)]
     rows = [measure(name, arguments.seconds, busy=arguments.busy) for name in names]
     if arguments.only is None:
-        given = ["--busy"] if arguments.busy else []
+        given = [f"--seconds {arguments.seconds:g}", *(["--busy"] if arguments.busy else [])]
         write("train_step", claims=claims(rows), rows=rows, arguments=given)
 
 
