@@ -21,7 +21,7 @@ class Decisions:
 
     answers: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
-    """What the answers follow from."""
+    """What the answers follow from, where that is no answer itself."""
 
 
 def find(graph: ir.Graph, is_whole: Callable[[ir.Value], bool] = lambda value: True) -> Decisions:
@@ -38,7 +38,7 @@ def find(graph: ir.Graph, is_whole: Callable[[ir.Value], bool] = lambda value: T
             answers.append(name_of(node.outputs[answer]))
             computed = [v for v in node.inputs if v is not None and v.producer() is not None]
             scores += [name_of(v) for v in computed if is_whole(v)]
-    return Decisions(tuple(answers), tuple(dict.fromkeys(scores)))
+    return Decisions(tuple(answers), tuple(dict.fromkeys(s for s in scores if s not in answers)))
 
 
 def hold(
@@ -67,7 +67,7 @@ def hold(
         feeds.append({**feed, **{_given(name): found[name] for name in answers}})
         outputs.append(
             {name: known[name] for name in known if name not in answers}
-            | {name: found[name] for name in scores if name not in answers}
+            | {name: found[name] for name in scores}
         )
     for name in answers:
         kind = ir.DataType.from_numpy(feeds[0][_given(name)].dtype)

@@ -1,5 +1,7 @@
 """The proof of a cut must hold for the right model, and refuse every other one."""
 
+from dataclasses import replace
+
 import onnx_ir as ir
 import pytest
 
@@ -87,6 +89,16 @@ def test_what_rounding_decides_is_decided_once() -> None:
     assert str(proof).endswith("given its decisions (TopK, comparisons)")
     assert [value.name for value in result.model.graph.inputs] == ["x"]
     assert [value.name for value in result.model.graph.outputs] == ["y"]
+
+
+def test_a_decision_about_a_decision_is_one_as_well() -> None:
+    again = RANKED.body.replace(
+        "y = GatherElements<axis=1>(feature, which)",
+        "zero = Constant<value_int=0>() first = Greater(which, zero)"
+        " at = Where(first, which, zero) y = GatherElements<axis=1>(feature, at)",
+    )
+    model, result = cut(replace(RANKED, body=again))
+    assert api.verify(model, result.plan, result.model).same_decisions
 
 
 @pytest.mark.parametrize("weight", ["w1", "w2", "w3"])
